@@ -1,0 +1,1 @@
+"""lissome makes a model fit the machine you own, and proves it."""

@@ -1,0 +1,147 @@
+"""A content-keyed cache of folders: what was learned survives kill -9, and equal work is never done twice.
+
+An entry appears by one rename of a finished folder, so a half-written entry is never seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lissome.core.errors import EnvironmentLacks
+
+
+def digest(*parts: Any) -> str:
+    """A 16-hex-digit key of JSON-able parts; dict order does not matter."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    """Chunked sha256, for Python 3.10."""
+    total = hashlib.sha256()
+    while block := file.read(1 << 20):
+        total.update(block)
+    return total.hexdigest()
+
+
+@contextmanager
+def disk_errors(what: str, where: Path) -> Iterator[None]:
+    """Turn "no space left" and "read-only" into an error that says what to free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentLacks(
+                f"no disk space left while writing {what}",
+                where=str(where),
+                do="free some space (`lissome cache clear` frees lissome's own), or set LISSOME_CACHE to a larger disk",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise EnvironmentLacks(
+                f"cannot write {what}: {error.strerror}", where=str(where), do="choose a folder you may write to (LISSOME_CACHE for the cache)"
+            ) from error
+        raise
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished cache entry, for `lissome cache`."""
+
+    kind: str
+    key: str
+    path: Path
+    bytes: int
+    made: float
+
+
+class Cache:
+    """Folders under `root`, each at kind/key."""
+
+    def __init__(self, root: Path | None = None):
+        default = os.environ.get("LISSOME_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lissome"
+        self.root = Path(root or default)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the entry is or would be."""
+        return self.root / kind / key
+
+    def folder(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The entry's folder; `make(empty folder)` fills it the first time. A failed make leaves nothing."""
+        final = self.path(kind, key)
+        if final.is_dir():
+            return final
+        with disk_errors(f"the {kind} cache", self.root):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            working = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=final.parent))
+            try:
+                make(working)
+                try:
+                    working.rename(final)
+                except OSError:
+                    if not final.is_dir():  # else another process finished the same entry first
+                        raise
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
+        return final
+
+    def value(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
+        """A JSON value, made once."""
+        folder = self.folder(kind, key, lambda at: _write_json(at / "value.json", make()))
+        return json.loads((folder / "value.json").read_text(encoding="utf-8"))
+
+    def get(self, kind: str, key: str) -> Any | None:
+        """A stored JSON value, or None."""
+        path = self.path(kind, key) / "value.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def put(self, kind: str, key: str, value: Any) -> None:
+        """Store a JSON value, replacing what was there."""
+        folder = self.path(kind, key)
+        with disk_errors(f"the {kind} cache", self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f".value-{os.getpid()}.json"
+            _write_json(temporary, value)
+            temporary.replace(folder / "value.json")
+
+    def entries(self) -> list[Entry]:
+        """Every finished entry, largest first."""
+        found = []
+        for folder in self.root.glob("*/*") if self.root.is_dir() else ():
+            if folder.is_dir() and not folder.name.startswith("."):
+                size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+                found.append(Entry(folder.parent.name, folder.name, folder, size, folder.stat().st_mtime))
+        return sorted(found, key=lambda entry: -entry.bytes)
+
+    def clear(self, kind: str | None = None) -> int:
+        """Remove all entries, or those of one kind; return the bytes freed. Abandoned half-written folders go too."""
+        freed = sum(entry.bytes for entry in self.entries() if kind in (None, entry.kind))
+        for folder in [self.root / kind] if kind else [p for p in self.root.glob("*") if p.is_dir()]:
+            shutil.rmtree(folder, ignore_errors=True)
+        return freed
+
+    def sweep(self, older_than_s: float = 86_400) -> None:
+        """Remove half-written folders that a killed process left behind."""
+        for folder in self.root.glob("*/.*") if self.root.is_dir() else ():
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

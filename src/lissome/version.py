@@ -1,0 +1,3 @@
+"""The version, alone in its file so that it can be read without importing anything."""
+
+VERSION = "0.1.0"
