@@ -1,0 +1,1 @@
+"""Models: load one from wherever it lives, call it, name it, save it."""

@@ -1,0 +1,79 @@
+"""How a module is called: named arrays in, one tensor of outputs out, whatever the module's own convention is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lissome.core.errors import BadModel
+
+
+def accepted(module: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The inputs of a batch that `module` takes, in the batch's order.
+
+    A module whose forward names none of them is called with all of them by position (a plain CNN's `forward(x)`).
+    """
+    parameters = inspect.signature(module.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not set(names) & set(parameters):
+        return names
+    named = tuple(name for name in names if name in parameters)
+    if not named:
+        return names
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [name for name in required if name not in named]
+    if missing:
+        raise BadModel(
+            f"the model needs the input {missing[0]!r}, which the task does not give.",
+            expected=f"inputs {', '.join(names)}",
+            do="name the inputs in the task (`inputs:` for text tasks), or wrap the model",
+        )
+    return named
+
+
+def by_name(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether `names` are parameter names of the module's forward."""
+    parameters = inspect.signature(module.forward).parameters
+    return all(name in parameters for name in names)
+
+
+def output_tensor(output: Any) -> torch.Tensor:
+    """The one tensor that matters: the output itself, its `logits`, or the first of a tuple. Raises BadModel."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        return logits
+    if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor):
+        return output[0]
+    raise BadModel(
+        f"the model returns {type(output).__name__}, in which no output tensor was found.",
+        expected="a tensor, or something with .logits",
+        do="use a model with a task head, such as BertForSequenceClassification",
+    )
+
+
+def call(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Outputs of `module` on named inputs; inputs it does not take are left out."""
+    names = accepted(module, tuple(inputs))
+    if by_name(module, names):
+        return output_tensor(module(**{name: inputs[name] for name in names}))
+    return output_tensor(module(*(inputs[name] for name in names)))
+
+
+class Positional(nn.Module):
+    """`module` with positional inputs in the order of `names` and one output tensor: the form every exporter takes."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.module, self.names = module, names
+        self.keywords = by_name(module, names)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs for inputs in the order of `names`."""
+        if self.keywords:
+            return output_tensor(self.module(**dict(zip(self.names, inputs, strict=True))))
+        return output_tensor(self.module(*inputs))
