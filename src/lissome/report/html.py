@@ -1,0 +1,213 @@
+"""The report: one offline HTML file, verdict first. Nothing in it is fetched, and its content security policy says so."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lissome.core.cache import disk_errors
+from lissome.core.contract import Clause
+from lissome.core.manifest import Manifest, Tried
+from lissome.core.measurement import Measurement
+from lissome.core.task import SPLITS
+from lissome.report import figures
+from lissome.report.front import Scale, Tick, pictures
+
+WIDE = (760, 460)
+NARROW = (348, 380)
+"""Pixels of the front's two drawings; the narrow one is shown on phones, so its texts stay readable."""
+
+STATUS = {
+    "met": "Met",
+    "not met": "Not met",
+    "infeasible": "Infeasible",
+}
+HEADLINE = {
+    "met": "Every limit was met.",
+    "not met": "The contract was not met.",
+    "infeasible": "The contract cannot be met on this machine.",
+}
+
+
+def write_report(manifest: Manifest, path: Path) -> Path:
+    """Write the report of one artifact to `path` (a single .html file); return it.
+
+    Raises EnvironmentLacks when the disk is full or the folder cannot be written to.
+    """
+    with disk_errors("the report", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(render(manifest), encoding="utf-8")
+        temporary.replace(path)
+    return path
+
+
+def render(manifest: Manifest) -> str:
+    """The report's HTML. Every text that comes from the manifest is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = _asset("report.css"), _asset("report.js")
+    environment.filters.update(number=figures.number, value=figures.value, interval=figures.interval, duration=duration, gb=_gb)
+    return environment.get_template("report.html").render(
+        m=manifest,
+        style=style,
+        script=script,
+        policy=f"default-src 'none'; style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; img-src data:; base-uri 'none'; form-action 'none'",
+        **_context(manifest),
+    )
+
+
+def _asset(name: str) -> str:
+    """The text of a file in templates/."""
+    return files("lissome.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _sha256(text: str) -> str:
+    """A content security policy's hash source for an inline style or script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _context(manifest: Manifest) -> dict[str, Any]:
+    """What the template shows, besides the manifest itself."""
+    plan, original = figures.plan_row(manifest), figures.original_row(manifest)
+    shown = figures.quantities_of(list(manifest.tried))
+    return {
+        "status": STATUS[manifest.verdict.status],
+        "headline": HEADLINE[manifest.verdict.status],
+        "clauses": [(clause, interval_bar(clause, manifest)) for clause in manifest.verdict.clauses],
+        "plan_word": "nearest" if manifest.verdict.status == "infeasible" else "chosen",
+        "changes": changes(manifest),
+        "wide": pictures(manifest, *WIDE),
+        "narrow": pictures(manifest, *NARROW, narrow=True),
+        "groups": _groups(manifest),
+        "columns": [q for q in shown if q.name in ("latency_p50", "latency_p95", "memory", "size")],
+        "details": [_detail(i, row, original) for i, row in enumerate(manifest.tried)],
+        "selected": next((i for i, row in enumerate(manifest.tried) if row is plan), 0),
+        "splits": [(name, manifest.task.sizes[name]) for name in SPLITS if name in manifest.task.sizes],
+        "level": f"{manifest.contract.level * 100:g} %",
+        "times_seen": {1: "once", 2: "twice"}.get(manifest.seen, f"{manifest.seen} times"),
+        "tried_count": sum(row.outcome not in ("original", "skipped") for row in manifest.tried),
+        "any_estimate": any(f.method == "estimated" for row in manifest.tried for f in row.figures),
+    }
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of before and after. note: the change in words."""
+
+    label: str
+    before: Measurement | None
+    after: Measurement | None
+    note: str
+    note_interval: str = ""
+
+
+def changes(manifest: Manifest) -> list[Change]:
+    """Original against plan, every quantity that either has, the score on the test split last."""
+    plan, original = figures.plan_row(manifest), figures.original_row(manifest)
+    found = []
+    for quantity in figures.quantities_of([row for row in (original, plan) if row]):
+        before, after = (row.figure(quantity.name) if row else None for row in (original, plan))
+        found.append(Change(quantity.label, before, after, figures.ratio_words(before, after)))
+    if manifest.original_score or manifest.chosen_score:
+        score = manifest.original_score or manifest.chosen_score
+        label = f"{score.name.replace('_', ' ')}, test split" if score else ""
+        found.append(Change(label, manifest.original_score, manifest.chosen_score, _drop_words(manifest.drop), figures.interval(manifest.drop)))
+    return found
+
+
+def _drop_words(drop: Measurement | None) -> str:
+    """ "0.31 pt lower", "0.20 pt higher", "the same"."""
+    if drop is None or not math.isfinite(drop.value):
+        return figures.DASH
+    text = figures.number(abs(drop.value), figures.places(drop))
+    return "the same" if drop.value == 0 else f"{text} {drop.unit} {'lower' if drop.value > 0 else 'higher'}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A clause's interval against its limit, in pixels along one axis. was: the original's figure, None where there is none or it lies too far off."""
+
+    width: int
+    zero: float
+    at: float
+    low: float
+    high: float
+    limit: Tick
+    was: Tick | None
+    anchor: str
+
+
+def interval_bar(clause: Clause, manifest: Manifest, width: int = 300) -> Bar | None:
+    """The small picture beside a clause; None where the limit or the figure is not known."""
+    limit, figure = figures.limit_of(clause, manifest), clause.figure
+    most = figures.bound(limit, manifest) if limit else None
+    if limit is None or figure is None or most is None or not math.isfinite(figure.value):
+        return None
+    low, high = (v if math.isfinite(v) else figure.value for v in (figure.low, figure.high))
+    original = clause.original.value if clause.original and math.isfinite(clause.original.value) else None
+    reach = max(most, high, 0.0)
+    near = original is not None and original <= 12 * reach
+    start, end = min(0.0, low), max(reach, original if near and original else 0.0) or 1.0
+    scale = Scale(start - 0.03 * (end - start), end + 0.06 * (end - start), 4, width - 4)
+    at_limit = scale(most)
+    was = None
+    if near and original is not None and abs(scale(original) - at_limit) > 84:
+        was = Tick(scale(original), f"was {figures.number(original)}")
+    elif near and original is not None:
+        was = Tick(scale(original), "")
+    anchor = "start" if at_limit < 60 else "end" if at_limit > width - 60 else "middle"
+    return Bar(width, scale(0.0), scale(figure.value), scale(low), scale(high), Tick(at_limit, f"limit {_plain(most)} {limit.unit}"), was, anchor)
+
+
+def _plain(value: float) -> str:
+    """A limit as a person writes it: 200, 3.74, 1."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _groups(manifest: Manifest) -> list[tuple[str, list[tuple[int, Tried]]]]:
+    """Tried options under their headings, each with its index; fastest first within a group."""
+
+    def speed(item: tuple[int, Tried]) -> float:
+        figure = item[1].figure("latency_p50")
+        return figure.value if figure and math.isfinite(figure.value) else math.inf
+
+    rows = list(enumerate(manifest.tried))
+    grouped = [(name, sorted((item for item in rows if figures.group(item[1]) == name), key=speed)) for name in figures.OPTION_GROUPS]
+    return [(name, items) for name, items in grouped if items]
+
+
+def _detail(index: int, row: Tried, original: Tried | None) -> Mapping[str, Any]:
+    """The panel shown for one option beside the picture."""
+    lines = []
+    for quantity in figures.quantities_of([row]):
+        figure = row.figure(quantity.name)
+        words = "" if row.outcome == "original" else figures.ratio_words(original.figure(quantity.name) if original else None, figure)
+        lines.append((quantity.label, figure, "" if words == figures.DASH else words))
+    return {"index": index, "row": row, "group": figures.group(row), "figures": lines}
+
+
+def duration(seconds: float) -> str:
+    """ "48 s", "3 min 7 s", "1 h 5 min"."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return figures.DASH
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _gb(megabytes: float) -> str:
+    """ "7.9 GB"."""
+    return f"{megabytes / 1000:.1f} GB" if math.isfinite(megabytes) else figures.DASH
