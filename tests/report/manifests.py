@@ -52,9 +52,7 @@ ENCODER = (
     tried("torch", "fp32", "original", "The model as it was given.", (7.47, 8.31, 402, 90.9), None),
     tried("torch", "bf16", "dominated", "openvino bf16 is faster at the same drop.", (4.92, 5.40, 371, 45.5), (0.04, 0.21), parity=0.0061),
     tried("torch", "int8-dynamic", "dominated", "onnxruntime int8-dynamic is faster and drops less.", (4.31, 4.9, 344, 38.1), (0.42, 0.46), parity=0.041),
-    tried(
-        "torch.compile", "fp32", "dominated", "openvino fp32 is faster and needs less memory.", (4.88, 5.21, 455, 90.9), (0.0, 0.0), parity=2e-7
-    ),
+    tried("torch.compile", "fp32", "dominated", "openvino fp32 is faster and needs less memory.", (4.88, 5.21, 455, 90.9), (0.0, 0.0), parity=2e-7),
     tried("torch.compile", "bf16", "dominated", "openvino bf16 is faster.", (3.31, 3.62, 431, 45.5), (0.04, 0.21), parity=0.0061),
     tried("onnxruntime", "fp32", "dominated", "openvino fp32 is faster.", (4.71, 5.02, 248, 90.7), (0.0, 0.0), parity=3e-7),
     tried("onnxruntime", "int8-dynamic", "dominated", "openvino int8-static is faster.", (2.92, 3.20, 141, 23.1), (0.25, 0.38), parity=0.031),
@@ -174,9 +172,7 @@ def met() -> Manifest:
                     original.figure("latency_p50"),
                     "latency p50 2x below the original, 3.74 ms: 1.06 [1.03, 1.09] ms, was 7.47 (7.0x)",
                 ),
-                clause(
-                    "memory <= 200 MB", "met", chosen.figure("memory"), original.figure("memory"), "memory <= 200 MB: 96 [95, 97] MB, was 402 (4.2x)"
-                ),
+                clause("memory <= 200 MB", "met", chosen.figure("memory"), original.figure("memory"), "memory <= 200 MB: 96 [95, 97] MB, was 402 (4.2x)"),
             ),
         ),
         plan=chosen.option,

@@ -66,6 +66,11 @@ def number(value: float | None, decimals: int | None = None) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
+def plain(value: float) -> str:
+    """A limit or an axis tick as a person writes it: 200, 3.74, 1, 1,500."""
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("-", "−")
+
+
 def places(figure: Measurement) -> int:
     """Decimals a figure and its interval are shown with: two for points and percentages, else three significant digits."""
     if figure.unit in ("pt", "%"):
@@ -131,8 +136,10 @@ def original_row(manifest: Manifest) -> Tried | None:
     return next((t for t in manifest.tried if t.outcome == "original"), None)
 
 
-def group(row: Tried) -> str:
-    """The heading of OPTION_GROUPS a row is shown under."""
+def group(row: Tried, manifest: Manifest) -> str:
+    """The heading of OPTION_GROUPS a row is shown under; the plan's row is always "chosen", though a limit may be missed."""
+    if row is plan_row(manifest) and row.outcome != "original":
+        return "chosen"
     return "on the front" if row.on_front and row.outcome in ("dominated", "over limit") else row.outcome
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from lissome.core.manifest import Manifest, Tried
 from lissome.core.measurement import Measurement
-from lissome.report.figures import bound, group, number, quantity
+from lissome.report.figures import bound, group, plain, quantity
 from lissome.report.labels import Box, Label, place_labels
 
 AXES = ("latency_p50", "latency_p95", "memory", "size")
@@ -127,16 +127,16 @@ def draw(manifest: Manifest, axis: str, width: int, height: int, narrow: bool = 
     points = _points(manifest, axis)
     if not points:
         return None
-    left, right, top, bottom = (44.0, width - 10.0, 26.0, height - 44.0) if narrow else (64.0, width - 18.0, 28.0, height - 52.0)
+    left, right, top, bottom = (44.0, width - 10.0, 40.0, height - 44.0) if narrow else (64.0, width - 18.0, 44.0, height - 52.0)
     drop = manifest.contract.limit("max_drop")
     allowed = bound(drop, manifest) if drop else None
     limit = next((one for one in manifest.contract.limits() if one.name == axis), None)
     most = bound(limit, manifest) if limit else None
     across = _across([p.x for p in points], most, left, right)
     upright = _upright(points, allowed, bottom, top)
-    marks = _marks(points, across, upright, largest=10.0 if narrow else 15.0)
-    limit_x = None if most is None else Tick(across(most), f"limit {number(most)} {points[0].x.unit}")
-    limit_y = None if allowed is None else Tick(upright(-allowed), f"limit −{number(allowed)} pt" if allowed else "limit: no drop")
+    marks = _marks(points, manifest, across, upright, largest=10.0 if narrow else 15.0)
+    limit_x = None if most is None else Tick(across(most), f"limit {plain(most)} {points[0].x.unit}")
+    limit_y = None if allowed is None else Tick(upright(-allowed), f"limit −{plain(allowed)} pt" if allowed else "limit: no drop")
     edge_x, edge_y = limit_x.at if limit_x else right, limit_y.at if limit_y else bottom
     labelled = place_labels(
         marks,
@@ -207,7 +207,7 @@ def _upright(points: Sequence[_Point], allowed: float | None, bottom: float, top
     return Scale(low - pad, high + pad, bottom, top)
 
 
-def _marks(points: Sequence[_Point], across: Scale, upright: Scale, largest: float) -> list[Mark]:
+def _marks(points: Sequence[_Point], manifest: Manifest, across: Scale, upright: Scale, largest: float) -> list[Mark]:
     """Markers, area in proportion to the model's size."""
     biggest = max((p.size for p in points if p.size), default=None)
     marks = []
@@ -218,7 +218,7 @@ def _marks(points: Sequence[_Point], across: Scale, upright: Scale, largest: flo
         marks.append(
             Mark(
                 index=p.index,
-                group=group(p.row),
+                group=group(p.row, manifest),
                 x=across(p.x.value),
                 y=round(upright(p.change) - r - 3, 1) if pinned else upright(p.change),
                 r=r,
@@ -238,8 +238,8 @@ def _label_lines(row: Tried, mark: Mark, narrow: bool) -> tuple[str, ...]:
     name = row.option.name
     if not narrow:
         return (name + fall,)
-    engine, rest = row.option.engine, name[len(row.option.engine) + 1 :]
-    return (engine, rest + fall) if mark.group in ("chosen", "on the front") or mark.pinned else ()
+    rest = name[len(row.option.engine) + 1 :] + fall
+    return (row.option.engine, *rest.split(", ")) if mark.group in ("chosen", "on the front") or mark.pinned else ()
 
 
 def _reserved(limit_x: Tick | None, limit_y: Tick | None, left: float, right: float, top: float, narrow: bool) -> list[Box]:
@@ -255,17 +255,12 @@ def _reserved(limit_x: Tick | None, limit_y: Tick | None, left: float, right: fl
 
 def _x_ticks(across: Scale, narrow: bool) -> tuple[Tick, ...]:
     """Ticks with texts that keep their distance."""
-    ticks = [Tick(across(v), number(v, 0 if v >= 10 or v == round(v) else None).rstrip("0").rstrip(".") if v < 1 else _trim(v)) for v in across.ticks(4 if narrow else 7)]
+    ticks = [Tick(across(v), plain(v)) for v in across.ticks(4 if narrow else 7)]
     kept: list[Tick] = []
     for tick in ticks:
         if not kept or tick.at - kept[-1].at > 4 + 3.6 * (len(tick.text) + len(kept[-1].text)):
             kept.append(tick)
     return tuple(kept)
-
-
-def _trim(value: float) -> str:
-    """1, 2.5, 1,000: no zeros behind."""
-    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _signed(value: float) -> str:

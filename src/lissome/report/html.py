@@ -14,9 +14,9 @@ from typing import Any
 from lissome.core.cache import disk_errors
 from lissome.core.contract import Clause
 from lissome.core.manifest import Manifest, Tried
-from lissome.core.measurement import Measurement
 from lissome.core.task import SPLITS
 from lissome.report import figures
+from lissome.report.changes import changes, duration
 from lissome.report.front import Scale, Tick, pictures
 
 WIDE = (760, 460)
@@ -78,7 +78,7 @@ def _sha256(text: str) -> str:
 
 def _context(manifest: Manifest) -> dict[str, Any]:
     """What the template shows, besides the manifest itself."""
-    plan, original = figures.plan_row(manifest), figures.original_row(manifest)
+    plan = figures.plan_row(manifest)
     shown = figures.quantities_of(list(manifest.tried))
     return {
         "status": STATUS[manifest.verdict.status],
@@ -90,9 +90,10 @@ def _context(manifest: Manifest) -> dict[str, Any]:
         "narrow": pictures(manifest, *NARROW, narrow=True),
         "groups": _groups(manifest),
         "columns": [q for q in shown if q.name in ("latency_p50", "latency_p95", "memory", "size")],
-        "details": [_detail(i, row, original) for i, row in enumerate(manifest.tried)],
+        "details": [_detail(i, row, manifest) for i, row in enumerate(manifest.tried)],
         "selected": next((i for i, row in enumerate(manifest.tried) if row is plan), 0),
         "splits": [(name, manifest.task.sizes[name]) for name in SPLITS if name in manifest.task.sizes],
+        "intervals": _interval_words(manifest),
         "level": f"{manifest.contract.level * 100:g} %",
         "times_seen": {1: "once", 2: "twice"}.get(manifest.seen, f"{manifest.seen} times"),
         "tried_count": sum(row.outcome not in ("original", "skipped") for row in manifest.tried),
@@ -100,37 +101,10 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Change:
-    """One line of before and after. note: the change in words."""
-
-    label: str
-    before: Measurement | None
-    after: Measurement | None
-    note: str
-    note_interval: str = ""
-
-
-def changes(manifest: Manifest) -> list[Change]:
-    """Original against plan, every quantity that either has, the score on the test split last."""
-    plan, original = figures.plan_row(manifest), figures.original_row(manifest)
-    found = []
-    for quantity in figures.quantities_of([row for row in (original, plan) if row]):
-        before, after = (row.figure(quantity.name) if row else None for row in (original, plan))
-        found.append(Change(quantity.label, before, after, figures.ratio_words(before, after)))
-    if manifest.original_score or manifest.chosen_score:
-        score = manifest.original_score or manifest.chosen_score
-        label = f"{score.name.replace('_', ' ')}, test split" if score else ""
-        found.append(Change(label, manifest.original_score, manifest.chosen_score, _drop_words(manifest.drop), figures.interval(manifest.drop)))
-    return found
-
-
-def _drop_words(drop: Measurement | None) -> str:
-    """ "0.31 pt lower", "0.20 pt higher", "the same"."""
-    if drop is None or not math.isfinite(drop.value):
-        return figures.DASH
-    text = figures.number(abs(drop.value), figures.places(drop))
-    return "the same" if drop.value == 0 else f"{text} {drop.unit} {'lower' if drop.value > 0 else 'higher'}"
+def _interval_words(manifest: Manifest) -> str:
+    """ "95 % intervals" where all shown figures have that level, else "intervals"."""
+    levels = {f.confidence for row in manifest.tried for f in row.figures if f.low != f.high}
+    return f"{levels.pop() * 100:g} % intervals" if len(levels) == 1 else "intervals"
 
 
 @dataclass(frozen=True)
@@ -158,7 +132,7 @@ def interval_bar(clause: Clause, manifest: Manifest, width: int = 300) -> Bar | 
     reach = max(most, high, 0.0)
     near = original is not None and original <= 12 * reach
     start, end = min(0.0, low), max(reach, original if near and original else 0.0) or 1.0
-    scale = Scale(start - 0.03 * (end - start), end + 0.06 * (end - start), 4, width - 4)
+    scale = Scale(start - (0.03 * (end - start) if start < 0 else 0.0), end + 0.06 * (end - start), 4, width - 4)
     at_limit = scale(most)
     was = None
     if near and original is not None and abs(scale(original) - at_limit) > 84:
@@ -166,12 +140,7 @@ def interval_bar(clause: Clause, manifest: Manifest, width: int = 300) -> Bar | 
     elif near and original is not None:
         was = Tick(scale(original), "")
     anchor = "start" if at_limit < 60 else "end" if at_limit > width - 60 else "middle"
-    return Bar(width, scale(0.0), scale(figure.value), scale(low), scale(high), Tick(at_limit, f"limit {_plain(most)} {limit.unit}"), was, anchor)
-
-
-def _plain(value: float) -> str:
-    """A limit as a person writes it: 200, 3.74, 1."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return Bar(width, scale(0.0), scale(figure.value), scale(low), scale(high), Tick(at_limit, f"limit {figures.plain(most)} {limit.unit}"), was, anchor)
 
 
 def _groups(manifest: Manifest) -> list[tuple[str, list[tuple[int, Tried]]]]:
@@ -182,30 +151,18 @@ def _groups(manifest: Manifest) -> list[tuple[str, list[tuple[int, Tried]]]]:
         return figure.value if figure and math.isfinite(figure.value) else math.inf
 
     rows = list(enumerate(manifest.tried))
-    grouped = [(name, sorted((item for item in rows if figures.group(item[1]) == name), key=speed)) for name in figures.OPTION_GROUPS]
+    grouped = [(name, sorted((item for item in rows if figures.group(item[1], manifest) == name), key=speed)) for name in figures.OPTION_GROUPS]
     return [(name, items) for name, items in grouped if items]
 
 
-def _detail(index: int, row: Tried, original: Tried | None) -> Mapping[str, Any]:
+def _detail(index: int, row: Tried, manifest: Manifest) -> Mapping[str, Any]:
     """The panel shown for one option beside the picture."""
-    lines = []
+    lines, original = [], figures.original_row(manifest)
     for quantity in figures.quantities_of([row]):
         figure = row.figure(quantity.name)
         words = "" if row.outcome == "original" else figures.ratio_words(original.figure(quantity.name) if original else None, figure)
         lines.append((quantity.label, figure, "" if words == figures.DASH else words))
-    return {"index": index, "row": row, "group": figures.group(row), "figures": lines}
-
-
-def duration(seconds: float) -> str:
-    """ "48 s", "3 min 7 s", "1 h 5 min"."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return figures.DASH
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return {"index": index, "row": row, "group": figures.group(row, manifest), "figures": lines}
 
 
 def _gb(megabytes: float) -> str:
