@@ -1,0 +1,114 @@
+"""Unpack an archive from the network without trusting it: nothing is executed, nothing lands outside the folder, sizes are bounded.
+
+The rules are those of the standard library's `data` filter for tarfile, applied alike to zip files and to every Python version: no absolute paths, no `..`,
+no devices. Stricter in two ways: links are refused altogether (none of the sources has any) and so is a second file of the same name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from lissome.core.cache import disk_errors
+from lissome.core.errors import BadInput
+
+BLOCK = 1 << 20
+MAX_FILES = 100_000
+
+
+class UnsafeArchive(BadInput):
+    """An archive that tries to write outside its folder, or is larger than it was declared to be."""
+
+
+def unpack(archive: Path, into: Path, limit: int, max_files: int = MAX_FILES) -> None:
+    """Unpack a .zip, .whl, .tar, .tar.gz or .tgz into the existing folder `into`.
+
+    limit: bytes that all files together may take once unpacked, counted while writing (a header's own word is not trusted).
+    Raises UnsafeArchive for a member with an unsafe name or kind and for too much data, BadInput for a file that is no archive.
+    """
+    written = files = 0
+    try:
+        for name, source in _members(archive):
+            target = _inside(name, into, archive)
+            files += 1
+            if files > max_files:
+                raise _too_large(archive, f"more than {max_files:,} files")
+            if source is None:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            with disk_errors("an unpacked archive", into):
+                written += _copy(name, source, target, limit - written, archive, limit)
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+        # RuntimeError is zipfile's word for an encrypted member, NotImplementedError for an unknown compression
+        raise BadInput(
+            f"it cannot be unpacked: {error}", where=str(archive), expected="a .zip, .whl or .tar.gz archive", do="delete the file and fetch it again"
+        ) from error
+
+
+def _copy(name: str, source: IO[bytes], target: Path, room: int, archive: Path, limit: int) -> int:
+    """Copy one member and return its bytes; refuse a second file of the same name and anything beyond `room`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = 0
+    try:
+        with source, target.open("xb") as out:
+            while block := source.read(BLOCK):
+                size += len(block)
+                if size > room:
+                    raise _too_large(archive, f"more than {limit:,} bytes unpacked")
+                out.write(block)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise UnsafeArchive(f'it holds "{name}" twice', where=str(archive), do="do not use this archive") from error
+    return size
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """(name, open stream or None for a folder) of every member; links and devices raise."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise _bad_kind(archive, info.filename)
+                # orig_filename: ZipFile cuts a name at a zero byte, which would hide what follows it
+                yield info.orig_filename, None if info.is_dir() else zipped.open(info)
+        return
+    with tarfile.open(archive, "r:*") as tarred:
+        for member in tarred:
+            if member.isdir():
+                yield member.name, None
+            elif member.isreg():
+                stream = tarred.extractfile(member)
+                assert stream is not None, "a regular member always has a stream"
+                yield member.name, stream
+            else:
+                raise _bad_kind(archive, member.name)
+
+
+def _inside(name: str, into: Path, archive: Path) -> Path:
+    """`into` / `name`, refused unless it is a plain relative path; a backslash or a drive letter would mean something else on Windows."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or any(c in name for c in "\\:\0"):
+        raise UnsafeArchive(
+            f'it holds a file named "{name}", which would be written outside its folder',
+            where=str(archive),
+            expected="relative paths without `..`",
+            do="do not use this archive; nothing of it was kept",
+        )
+    return into.joinpath(*parts)
+
+
+def _bad_kind(archive: Path, name: str) -> UnsafeArchive:
+    return UnsafeArchive(
+        f'"{name}" in it is a link or a device', where=str(archive), expected="plain files and folders", do="do not use this archive; nothing of it was kept"
+    )
+
+
+def _too_large(archive: Path, what: str) -> UnsafeArchive:
+    return UnsafeArchive(f"it holds {what}, more than was declared for it", where=str(archive), do="do not use this archive; nothing of it was kept")
