@@ -53,3 +53,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plan_word(manifest: Manifest) -> str:
+    """What the plan is called: the chosen option, or, when nothing meets the contract, the nearest."""
+    return "nearest" if manifest.verdict.status == "infeasible" else "chosen"

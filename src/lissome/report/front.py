@@ -13,7 +13,7 @@ from itertools import pairwise
 from lissome.core.manifest import Manifest, Tried
 from lissome.core.measurement import Measurement
 from lissome.report.figures import bound, group, plain, quantity
-from lissome.report.labels import Box, Label, place_labels
+from lissome.report.labels import PRIORITY, Box, Label, place_labels
 
 AXES = ("latency_p50", "latency_p95", "memory", "size")
 """Quantities offered for the horizontal axis, where at least one option has them."""
@@ -62,6 +62,11 @@ class Mark:
     upright: tuple[float, float] | None
     pinned: bool = False
     label: Label | None = None
+
+    @property
+    def layer(self) -> tuple[int, float]:
+        """Painting order: what matters last, small marks over large ones."""
+        return PRIORITY.get(self.group, len(PRIORITY)), self.r
 
     @property
     def box(self) -> Box:
@@ -143,7 +148,8 @@ def draw(manifest: Manifest, axis: str, width: int, height: int, narrow: bool = 
         [_label_lines(manifest.tried[m.index], m, narrow) for m in marks],
         Box(left + 2, top + 2, right - 2, bottom - 2),
         size=11.0 if narrow else 12.5,
-        reserved=_reserved(limit_x, limit_y, left, right, top, narrow),
+        reserved=_captions(limit_y, right, 11.0 if narrow else 12.5),
+        lines=_lines(limit_x, limit_y, left, right, top, bottom),
     )
     return Picture(
         axis=axis,
@@ -242,15 +248,15 @@ def _label_lines(row: Tried, mark: Mark, narrow: bool) -> tuple[str, ...]:
     return (row.option.engine, *rest.split(", ")) if mark.group in ("chosen", "on the front") or mark.pinned else ()
 
 
-def _reserved(limit_x: Tick | None, limit_y: Tick | None, left: float, right: float, top: float, narrow: bool) -> list[Box]:
-    """Boxes labels must leave free: the limit lines and their captions."""
-    wide = 6.2 if narrow else 6.6
-    boxes = []
-    if limit_y:
-        boxes += [Box(left, limit_y.at - 2, right, limit_y.at + 2), Box(right - wide * len(limit_y.text) - 8, limit_y.at - 18, right, limit_y.at)]
-    if limit_x:
-        boxes += [Box(limit_x.at - 2, top, limit_x.at + 2, 10_000)]
-    return boxes
+def _captions(limit_y: Tick | None, right: float, size: float) -> list[Box]:
+    """Boxes labels must leave free: the vertical limit's caption, which stands inside the picture."""
+    return [Box(right - size * 0.6 * len(limit_y.text) - 4, limit_y.at - 18, right, limit_y.at)] if limit_y else []
+
+
+def _lines(limit_x: Tick | None, limit_y: Tick | None, left: float, right: float, top: float, bottom: float) -> list[Box]:
+    """The limit lines as thin boxes, which labels leave free where they can."""
+    boxes = [Box(left, limit_y.at - 2, right, limit_y.at + 2)] if limit_y else []
+    return boxes + ([Box(limit_x.at - 2, top, limit_x.at + 2, bottom)] if limit_x else [])
 
 
 def _x_ticks(across: Scale, narrow: bool) -> tuple[Tick, ...]:

@@ -16,7 +16,7 @@ from lissome.core.contract import Clause
 from lissome.core.manifest import Manifest, Tried
 from lissome.core.task import SPLITS
 from lissome.report import figures
-from lissome.report.changes import changes, duration
+from lissome.report.changes import changes, duration, plan_word
 from lissome.report.front import Scale, Tick, pictures
 
 WIDE = (760, 460)
@@ -84,7 +84,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
         "status": STATUS[manifest.verdict.status],
         "headline": HEADLINE[manifest.verdict.status],
         "clauses": [(clause, interval_bar(clause, manifest)) for clause in manifest.verdict.clauses],
-        "plan_word": "nearest" if manifest.verdict.status == "infeasible" else "chosen",
+        "plan_word": plan_word(manifest),
         "changes": changes(manifest),
         "wide": pictures(manifest, *WIDE),
         "narrow": pictures(manifest, *NARROW, narrow=True),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lissome.report.front import Mark
 
-ADVANCE = 0.57
-"""Mean width of a character in em: a little more than common system faces need for names of options, so boxes err on the large side."""
+ADVANCE, ADVANCE_BOLD = 0.61, 0.69
+"""Mean width of a character in em, as wide as DejaVu Sans, the widest of the usual system faces, needs for names of options."""
 PRIORITY = {"chosen": 0, "original": 1, "on the front": 2}
 
 
@@ -45,10 +45,13 @@ class Label:
     leader: tuple[float, float, float, float] | None = None
 
 
-def place_labels(marks: Sequence[Mark], texts: Sequence[tuple[str, ...]], frame: Box, size: float, reserved: Sequence[Box]) -> list[Label | None]:
+def place_labels(
+    marks: Sequence[Mark], texts: Sequence[tuple[str, ...]], frame: Box, size: float, reserved: Sequence[Box], lines: Sequence[Box] = ()
+) -> list[Label | None]:
     """A label for every mark that finds room (None where it does not), the chosen option and the original first.
 
-    No two labels overlap, none covers a marker or a reserved box, all lie within `frame`.
+    No two labels overlap, none covers a marker or a reserved box, all lie within `frame`. Only the labels of PRIORITY may, where there is
+    no other room, cross one of the `lines` or a whisker.
     """
     placed: list[Label | None] = [None] * len(marks)
     markers = [mark.box for mark in marks]
@@ -57,17 +60,17 @@ def place_labels(marks: Sequence[Mark], texts: Sequence[tuple[str, ...]], frame:
         if not texts[i]:
             continue
         taken = [label.box for label in placed if label] + [b for k, b in enumerate(markers) if k != i] + list(reserved)
-        lines = [b for k, boxes in enumerate(whiskers) for b in boxes if k != i]
+        thin = [b for k, boxes in enumerate(whiskers) for b in boxes if k != i] + list(lines)
         important = marks[i].group in PRIORITY
         options = [c for c in _candidates(marks[i], texts[i], size, far=important) if c.box.inside(frame) and not any(c.box.meets(b) for b in taken)]
-        clear = next((c for c in options if not any(c.box.meets(b) for b in lines)), None)
+        clear = next((c for c in options if not any(c.box.meets(b) for b in thin)), None)
         placed[i] = clear or (options[0] if options and important else None)
     return placed
 
 
 def _candidates(mark: Mark, lines: tuple[str, ...], size: float, far: bool) -> Iterator[Label]:
     """Places for a label in order of preference: beside, above and below, corners, then farther away with a leader line."""
-    width, step = max(map(len, lines)) * size * ADVANCE, size * 1.2
+    width, step = max(map(len, lines)) * size * (ADVANCE_BOLD if mark.group == "chosen" else ADVANCE), size * 1.2
     height = step * len(lines)
     for gap in (5.0, 22.0, 40.0, 60.0, 84.0) if far else (5.0,):
         reach = mark.r + gap

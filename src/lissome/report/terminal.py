@@ -10,11 +10,15 @@ from lissome.core.contract import Clause
 from lissome.core.manifest import Manifest
 from lissome.core.measurement import Measurement
 from lissome.report import figures
-from lissome.report.changes import changes, duration
+from lissome.report.changes import changes, duration, plan_word
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+
+    from lissome.data.check import TaskReport
+    from lissome.machine.peaks import Peak
+    from lissome.machine.probe import Probe
 
 WIDTH = 80
 _WORD = {"met": "MET", "not met": "NOT MET", "cannot certify": "UNCERTAIN"}
@@ -71,7 +75,7 @@ def _plain(text: str) -> str:
 
 def before_after_table(manifest: Manifest) -> Table:
     """Original against the plan: every quantity with its interval and the change in words."""
-    table = _table([("", "left"), ("original", "left"), ("nearest" if manifest.verdict.status == "infeasible" else "chosen", "left"), ("change", "left")])
+    table = _table([("", "left"), ("original", "left"), (plan_word(manifest), "left"), ("change", "left")])
     for change in changes(manifest):
         row = (change.label.replace(", test split", ""), figures.full(change.before), figures.full(change.after), change.note)
         table.add_row(*map(_plain, row))
@@ -80,30 +84,30 @@ def before_after_table(manifest: Manifest) -> Table:
 
 def options_table(manifest: Manifest) -> Group:
     """Every option tried: measured ones a line each, reasons cut where the line ends; failed and skipped ones below, in full."""
-    from rich.console import Group
+    from rich.console import Group, RenderableType
     from rich.text import Text
 
-    table = _table([("option", "left"), ("p50 ms", "right"), ("MB", "right"), ("drop pt", "right"), ("", "left"), ("why", "left")])
-    table.columns[-1].overflow = "ellipsis"
-    below: list[Text] = []
-    rank = {name: i for i, name in enumerate(figures.OPTION_GROUPS)}
-    word = {"on the front": "front", "chosen": "nearest" if manifest.verdict.status == "infeasible" else "chosen"}
-    for row in sorted(manifest.tried, key=lambda row: rank[figures.group(row, manifest)]):
-        group = figures.group(row, manifest)
-        if group in ("failed", "skipped"):
-            below.append(Text(f"{group:<9}{row.option.name}: {row.why}"))
+    table = _table([("option", "left"), ("p50 ms", "right"), ("MB", "right"), ("drop pt", "right"), ("why", "left")], wide=4)
+    below = _facts()
+    for group in figures.OPTION_GROUPS:
+        rows = [row for row in manifest.tried if figures.group(row, manifest) == group]
+        for row in rows if group in ("failed", "skipped") else []:
+            below.add_row(group, _plain(f"{row.option.name}: {row.why}"))
+        if not rows or group in ("failed", "skipped"):
             continue
-        latency, size = row.figure("latency_p50"), row.figure("size")
-        cells = (
-            row.option.name.replace(", padded to 16", " pad16").replace(", fixed length", " fixed"),
-            figures.number(latency.value if latency else None),
-            figures.number(size.value if size else None),
-            figures.number(row.drop.value if row.drop else None, 2),
-            word.get(group, group),
-            row.why,
-        )
-        table.add_row(*map(_plain, cells), style="bold" if group == "chosen" else None)
-    return Group(table, *([Text("")] if below else []), *below)
+        heading = plan_word(manifest) if group == "chosen" else group
+        table.add_row(heading, style="dim")
+        for row in rows:
+            latency, size = row.figure("latency_p50"), row.figure("size")
+            cells = (
+                "  " + row.option.name.replace(", padded to 16", " pad16").replace(", fixed length", " fixed"),
+                figures.number(latency.value if latency else None),
+                figures.number(size.value if size else None),
+                figures.number(row.drop.value if row.drop else None, 2),
+            )
+            table.add_row(*map(_plain, cells), Text(row.why, no_wrap=True, overflow="ellipsis"), style="bold" if group == "chosen" else None)
+    parts: list[RenderableType] = [table, Text(""), below] if below.row_count else [table]
+    return Group(*parts)
 
 
 def measurements_table(rows: Iterable[Measurement]) -> Table:
@@ -113,3 +117,82 @@ def measurements_table(rows: Iterable[Measurement]) -> Table:
         cells = (figures.quantity(row.name).label, figures.value(row).replace(" (estimated)", ""), figures.interval(row), f"{row.n:,}", row.method)
         table.add_row(*map(_plain, cells))
     return table
+
+
+def probe_table(probe: Probe) -> Group:
+    """The machine in words, its measured peaks, a real layer stack in each engine, and a plain sentence per lever."""
+    from rich.console import Group, RenderableType
+
+    machine = probe.machine
+    engines = ", ".join(f"{name} {version}" for name, version in probe.engines.items())
+    facts = _facts(
+        ("processor", machine.cpu),
+        ("instructions", ", ".join(machine.isa)),
+        ("cores", probe.cores),
+        ("memory", f"{machine.ram_mb / 1000:.1f} GB"),
+        ("system", f"{probe.system}, Python {probe.python}"),
+        ("engines", engines or "none"),
+        *(("missing", f"{package}: {fix}") for package, fix in probe.missing.items()),
+        ("fingerprint", machine.fingerprint),
+    )
+    peaks = _table([("peak", "left"), ("threads", "right"), ("measured", "right"), ("interval", "left"), ("what ran", "left")], wide=4)
+    for peak in probe.peaks.entries:
+        peaks.add_row(*map(_plain, (peak.kind, str(peak.threads), *_peak_cells(peak))))
+    parts: list[RenderableType] = [facts, "", peaks]
+    if probe.layers.timings:
+        layers = _table([("engine", "left"), ("precision", "left"), ("shape", "left"), ("per pass", "right"), ("torch fp32 =", "right")])
+        for timing in probe.layers.timings:
+            over = f"{figures.number(timing.over_torch.value)}x" if timing.over_torch else figures.DASH
+            layers.add_row(*map(_plain, (timing.engine, timing.precision, timing.shape, figures.value(timing.time), over)))
+        parts += ["", _plain(probe.layers.what), layers]
+    left_out = [("left out", f"{name}: {why}") for name, why in probe.layers.skipped.items()]
+    parts += ["", _facts(*left_out, *((str(i), text) for i, text in enumerate(probe.sentences, 1)))]
+    return Group(*parts)
+
+
+def _peak_cells(peak: Peak) -> tuple[str, str, str]:
+    """A peak's figure, interval and what ran; why not, where it could not be measured."""
+    if peak.figure is None:
+        return figures.DASH, "", peak.why or peak.timed
+    return figures.value(peak.figure), figures.interval(peak.figure), peak.timed
+
+
+def _facts(*pairs: tuple[str, str]) -> Table:
+    """Two columns: a word, and text that wraps in its own column."""
+    table = _table([("", "left"), ("", "left")], wide=1)
+    table.show_header = False
+    for word, text in pairs:
+        table.add_row(word, _plain(text), style=None)
+    return table
+
+
+def task_report_table(report: TaskReport) -> Group:
+    """What a task holds: its splits with their classes, lengths, repeated and shared examples, warnings last."""
+    from rich.console import Group
+
+    few = report.classes if len(report.classes) <= 5 else ()
+    splits = _table([("split", "left"), ("examples", "right"), ("repeated", "right"), *((_plain(name), "right") for name in few)])
+    for name, size in report.sizes.items():
+        shares = [_share(report.balance.get(name, {}).get(label, 0), size) for label in few]
+        splits.add_row(name, f"{size:,}", f"{report.repeated.get(name, 0):,}", *shares)
+    facts = [("task", f"{report.name}, {report.kind.replace('-', ' ')}, from {report.ref}")]
+    if report.classes:
+        facts.append(("classes", f"{len(report.classes)}: {', '.join(report.classes[:20])}{', ...' if len(report.classes) > 20 else ''}"))
+    if report.shape is not None:
+        facts.append(("shape", " x ".join(map(str, report.shape))))
+    if (lengths := report.lengths) is not None:
+        cut = f"; {lengths.cut * 100:.1f} % reach the limit of {lengths.limit}" if lengths.cut is not None and lengths.limit else ""
+        facts.append(("length", f"median {lengths.median:g}, p95 {lengths.p95:g}, longest {lengths.longest} {lengths.unit}{cut}"))
+    facts += [("shared", f"{one.count:,} examples of {one.second} are also in {one.first}, such as {one.examples[0]}") for one in report.across if one.examples]
+    if report.contradictory:
+        facts.append(("unclear", f"{report.contradictory:,} examples occur with more than one label"))
+    if report.certifiable_pt is not None:
+        facts.append(("certifies", f"no drop below {report.certifiable_pt:.2f} pt: the test split is too small for less (95 % confidence)"))
+    facts += [("note", note) for note in report.notes]
+    warnings = [("warning", warning) for warning in report.warnings] or [("warnings", "none")]
+    return Group(_facts(*facts), "", splits, "", _facts(*warnings))
+
+
+def _share(part: int, whole: int) -> str:
+    """ "48.2 %"."""
+    return f"{100 * part / whole:.1f} %" if whole else figures.DASH

@@ -36,7 +36,7 @@
       if (!step && event.key !== "Enter" && event.key !== " ") return;
       event.preventDefault();
       if (!step) return show(option);
-      const all = [...point.parentElement.querySelectorAll(".point[data-option]")];
+      const all = [...point.parentElement.querySelectorAll(".point[data-option]")].sort((a, b) => a.dataset.x - b.dataset.x);
       all[(all.indexOf(point) + step + all.length) % all.length].focus();
     });
   }
