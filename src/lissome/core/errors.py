@@ -61,6 +61,10 @@ class ParityFailed(LissomeError):
     exit_code = 3
 
 
+class Diverged(BadInput):
+    """Training whose loss or gradient became NaN or infinite; the last good weights are kept."""
+
+
 class ContractNotMet(LissomeError):
     """The limits cannot be met, or were not met on the test split."""
 

@@ -1,0 +1,193 @@
+"""Fine-tune a classifier on a task: cross entropy, the best weights by the task's own score on validation, cached by content."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lissome.core.cache import Cache, digest
+from lissome.core.errors import BadModel, BadTask
+from lissome.core.model import Model
+from lissome.core.progress import Progress, Silent
+from lissome.core.task import SplitName, Task
+from lissome.nn.call import call
+from lissome.nn.load import finished, load_model, save_model
+from lissome.train.batches import LABELS, Batches
+from lissome.train.callbacks import KeepBest
+from lissome.train.config import FinetuneConfig
+from lissome.train.loop import train
+
+VERSION = 1
+"""Part of the cache key: raise it when the same config would give other weights."""
+
+
+def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | None = None, progress: Progress | None = None) -> Model:
+    """`model` trained on the task's train split, in eval mode; the model given is left as it was.
+
+    The result is kept in the cache as a folder that `load_model` and `lissome optimize` take: for Hugging Face architectures config.json,
+    model.safetensors and the tokenizer's files. A second call with the same model, task and config reads it; a killed one goes on where it was.
+    Raises BadModel or BadTask where head and labels do not fit, and what `train` raises.
+    """
+    cache, progress = cache or Cache(), progress or Silent()
+    key = digest("finetune", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude={"train": {"checkpoint_every"}}))
+    checkpoints = cache.path("training", key)
+    folder = cache.folder("finetune", key, lambda empty: _make(model, task, config, empty, checkpoints, progress))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return _read(folder, model)
+
+
+def score_of(module: nn.Module, task: Task, split: SplitName = "validation", size: int = 64) -> float:
+    """Mean of the task's score over a split, in float32 and eval mode."""
+    batches = Batches(task, split, size, shuffle=False)
+    device = next(module.parameters()).device
+    rows = batches.rows(0)
+    with torch.inference_mode():
+        outputs = [call(module, _inputs(batches.batch(row), device)).float().cpu().numpy() for row in rows]
+    targets = np.asarray(task.splits[split].targets)[np.concatenate(rows)]
+    return float(np.mean(task.score(np.concatenate(outputs), targets)))
+
+
+def depths(module: nn.Module) -> tuple[dict[str, int], int]:
+    """How deep each parameter lies, and the number of blocks: 0 before the blocks (embeddings), i + 1 in block i, blocks + 1 after them (the head).
+
+    The blocks are the children of the ModuleList (else Sequential) that holds the most parameters. A module without one is all head.
+    """
+    lists = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList)]
+    lists = lists or [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Sequential) and len(m) > 1]
+    if not lists:
+        return {name: 1 for name, _ in module.named_parameters()}, 0
+    prefix, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    start, depth, passed = f"{prefix}." if prefix else "", {}, False
+    for name, _ in module.named_parameters():
+        inside = name.startswith(start)
+        passed = passed or inside
+        depth[name] = int(name[len(start) :].split(".")[0]) + 1 if inside else len(blocks) + 1 if passed else 0
+    return depth, len(blocks)
+
+
+def layer_groups(module: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Parameter groups with a learning rate per depth: lr * layer_decay^(blocks above), and lr * head_lr for what comes after the blocks."""
+    depth, blocks = depths(module)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        at, decays = depth[name], parameter.ndim > 1
+        share = config.head_lr if at > blocks else config.layer_decay ** (blocks - at)
+        group = groups.setdefault((at, decays), {"params": [], "lr": config.train.lr * share, "weight_decay": config.train.weight_decay if decays else 0.0})
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def classification_loss(label_smoothing: float = 0.0) -> Any:
+    """A loss callable: mean cross entropy of the module's logits [batch, classes] and the batch's `labels` [batch]."""
+
+    def loss(module: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits = call(module, {name: value for name, value in batch.items() if name != LABELS})
+        return functional.cross_entropy(logits.float(), batch[LABELS].long(), label_smoothing=label_smoothing)
+
+    return loss
+
+
+def _inputs(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in batch.items() if name != LABELS}
+
+
+def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpoints: Path, progress: Progress) -> None:
+    """Train and write the result into the folder `empty`."""
+    batches = Batches(task, "train", config.size, seed=config.train.seed)
+    module = copy.deepcopy(model.module)
+    _check_head(module, task, batches, model.ref)
+    best = KeepBest(lambda trained: score_of(trained, task), every=config.evaluate_every, patience=config.patience)
+    with _frozen(module, config), _dropout(module, config.dropout):
+        result = train(
+            module,
+            batches,
+            classification_loss(config.label_smoothing),
+            config.train,
+            callbacks=[best],
+            resume=checkpoints,
+            progress=progress,
+            groups=lambda trained: layer_groups(trained, config),
+        )
+    progress.say(f"fine-tuned in {result.seconds:.0f} s, {result.precision}: {result.why}. Validation score {best.score:.4f} at step {best.step}.")
+    hf = getattr(module, "config", None)
+    if model.architecture.kind == "huggingface" and hf is not None and task.classes:
+        hf.id2label = dict(enumerate(task.classes))
+        hf.label2id = {name: i for i, name in enumerate(task.classes)}
+    save_model(dataclasses.replace(model, module=module), empty)
+    record = {"config": config.model_dump(), "result": dataclasses.asdict(result), "scores": best.scores, "best_step": best.step, "task": task.fingerprint}
+    (empty / "finetune.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _read(folder: Path, model: Model) -> Model:
+    """The model that `_make` wrote."""
+    if model.architecture.kind != "exported":
+        return load_model(str(folder))
+    from safetensors.torch import load_model as load_safetensors
+
+    module = copy.deepcopy(model.module)  # came as a module in memory, so only its weights are on disk
+    load_safetensors(module, str(folder / "model.safetensors"))
+    return finished(module, model.architecture, model.ref, model.directory)
+
+
+def _check_head(module: nn.Module, task: Task, batches: Batches, ref: str) -> None:
+    """Raise where the head has fewer outputs than the labels need, or the labels are no class numbers."""
+    targets = np.asarray(task.splits["train"].targets)
+    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0:
+        raise BadTask("the labels are not class numbers.", where=task.ref, expected="whole numbers from 0, one per example")
+    if len(np.unique(targets)) < 2:
+        raise BadTask("the train split holds a single class, so there is nothing to learn.", where=task.ref, do="check the labels, or split stratified")
+    module.eval()
+    with torch.inference_mode():
+        shape = list(call(module, _inputs(batches.batch([0]), next(module.parameters()).device)).shape)
+    needed = max(len(task.classes), int(targets.max()) + 1)
+    if len(shape) != 2 or shape[1] < needed:
+        raise BadModel(
+            f"the model's output has the shape {shape} for one example, but the task has {needed} classes.",
+            where=ref,
+            expected=f"[1, {needed}]",
+            do=f"load it with a fresh head: load_model(ref, classes={needed})",
+        )
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module, config: FinetuneConfig) -> Iterator[None]:
+    """Keep the embeddings and the lowest blocks as they are; afterwards everything may be trained again."""
+    depth, blocks = depths(module)
+    if config.freeze_layers >= blocks > 0 and config.freeze_layers:
+        raise BadModel(f"freeze_layers = {config.freeze_layers} would freeze all {blocks} blocks.", expected=f"at most {blocks - 1}")
+    lowest = config.freeze_layers if config.freeze_layers else 0 if config.freeze_embeddings else -1
+    held = [p for name, p in module.named_parameters() if depth[name] <= lowest and p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
+    """Set the probability of all dropout layers for a while."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)] if probability is not None else []
+    before = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = probability or 0.0
+    try:
+        yield
+    finally:
+        for layer, p in zip(layers, before, strict=True):
+            layer.p = p

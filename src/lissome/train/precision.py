@@ -1,0 +1,70 @@
+"""Whether bf16 pays on this machine, found by timing a few steps of each."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lissome.train.checkpoint import random_state, set_random_state
+
+PAYS = 1.15
+"""Least speed-up for which bf16's coarser arithmetic is accepted; below it the timing's own noise (about 10 % on a shared machine) decides."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the forward pass and the loss run."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_precision(module: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device) -> tuple[str, str]:
+    """ "bf16" or "fp32" for training `module`, and the reason with its figures.
+
+    Times forward and backward on each of `batches` in both, alternating, after one untimed round. Weights, buffers, gradients and the random
+    generators are left as they were.
+    """
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
+        return "fp32", "the weights are 16-bit already, so nothing is cast"
+    before, training = random_state(), module.training
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.train()
+    try:
+        ratios, times = [], []
+        for rounds in range(-1, 3 if len(batches) > 2 else 5):
+            for batch in batches:
+                fp32, reference = _timed(module, batch, loss, device, "fp32")
+                bf16, value = _timed(module, batch, loss, device, "bf16")
+                if not math.isfinite(value) and math.isfinite(reference):
+                    return "fp32", "the loss is not finite in bf16"
+                if rounds >= 0:
+                    ratios.append(fp32 / bf16)
+                    times.append((fp32, bf16))
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
+        module.zero_grad(set_to_none=True)
+        module.train(training)
+        set_random_state(before)
+    ratio = statistics.median(ratios)
+    fp32, bf16 = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    chosen = "bf16" if ratio >= PAYS else "fp32"
+    return chosen, f"a step takes {fp32:.3g} ms in fp32 and {bf16:.3g} ms in bf16 ({ratio:.2f}x, {len(ratios)} pairs; bf16 is taken from {PAYS}x)"
+
+
+def _timed(module: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device, precision: str) -> tuple[float, float]:
+    """Seconds of one forward and backward pass, and the loss."""
+    begun = time.perf_counter()
+    with autocast(device, precision):
+        value = loss(module, batch)
+    value.backward()
+    result = value.item()  # waits for an asynchronous device
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    taken = time.perf_counter() - begun
+    module.zero_grad(set_to_none=True)
+    return taken, result
