@@ -120,8 +120,8 @@ class Manifest(Config):
 
     @property
     def chosen(self) -> Tried:
-        """The plan's own row."""
-        return next(t for t in self.tried if t.option == self.plan and t.outcome != "original")
+        """The plan's own row; the original's, when nothing better was found."""
+        return next((t for t in self.tried if t.outcome == "chosen"), self.original)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Path:

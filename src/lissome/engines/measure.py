@@ -1,0 +1,152 @@
+"""Measure forms against each other: each in a process of its own, all in one interleaved run on the same real inputs.
+
+A round gives every subject one slice, in rotating order, so that a slow spell of the machine hits all alike. Each slice is whole
+passes through the same examples and yields one p50 and one p95; the interval is over rounds (order statistics), so that it
+holds whatever the distribution of single calls.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lissome.core.measurement import Measurement, counted
+from lissome.core.progress import Progress, Silent
+from lissome.core.statistics import median_interval, ratio_interval
+from lissome.engines.process import EngineFailed, Process, write_batches
+from lissome.machine.noise import Noise, NoiseMeter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Batches = Sequence[Mapping[str, np.ndarray]]
+
+SLICE_S = 0.06
+SKIP = 3
+"""Unrecorded calls at the start of a slice: they bring the caches back from what ran before."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One form to measure. shapes: fixed input shapes, or None. batches: what every call sees, in order. size: bytes on disk."""
+
+    name: str
+    engine: str
+    precision: str
+    form: Path
+    batches: Batches
+    size: int
+    shapes: Mapping[str, Sequence[int]] | None = None
+
+
+@dataclass
+class Result:
+    """What a measured subject gave. rounds: per-round values of each latency figure, for ratios; failed: the engine's reason, or None."""
+
+    subject: Subject
+    rounds: dict[str, list[float]] = field(default_factory=lambda: {"latency_p50": [], "latency_p95": [], "throughput": []})
+    calls: int = 0
+    cold_start_s: float = 0.0
+    memory_mb: float = 0.0
+    energy_mj: list[float] = field(default_factory=list)
+    failed: str | None = None
+
+    def figures(self, machine: str, confidence: float = 0.95) -> tuple[Measurement, ...]:
+        """latency_p50, latency_p95 (ms), throughput (examples/s), memory (MB), size (MB), cold_start (ms), as Measurements."""
+        found = []
+        for name, unit in (("latency_p50", "ms"), ("latency_p95", "ms"), ("throughput", "1/s")):
+            value, low, high = median_interval(self.rounds[name], confidence)
+            found.append(Measurement(name, value, low, high, unit, len(self.rounds[name]), "measured", machine, confidence))
+        for name, one, unit in (("memory", self.memory_mb, "MB"), ("cold_start", self.cold_start_s * 1e3, "ms")):
+            found.append(Measurement(name, one, one, one, unit, 1, "measured", machine, confidence))
+        if self.energy_mj:
+            value, low, high = median_interval(self.energy_mj, confidence)
+            found.append(Measurement("energy", value, low, high, "mJ", len(self.energy_mj), "measured", machine, confidence))
+        return (*found, counted("size", self.subject.size / 1e6, "MB", machine))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One interleaved run: results in the order of the subjects, and how noisy the machine was."""
+
+    results: tuple[Result, ...]
+    noise: Noise
+
+
+def speedup(original: Result, candidate: Result, name: str, machine: str, confidence: float = 0.95) -> Measurement:
+    """How many times smaller `name` ("latency_p50", "latency_p95") is for the candidate, from rounds of the same run."""
+    value, low, high = ratio_interval(original.rounds[name], candidate.rounds[name], confidence)
+    return Measurement(f"speedup_{name}", value, low, high, "x", len(candidate.rounds[name]), "measured", machine, confidence)
+
+
+def measure(
+    subjects: Sequence[Subject], machine: str, *, rounds: int = 15, threads: int, ram_mb: float | None = None, progress: Progress | None = None
+) -> Run:
+    """Measure all subjects in one interleaved run.
+
+    ram_mb: bound on all measured processes together; subjects that no longer fit are marked failed with that reason.
+    A subject whose engine fails is marked, never raised.
+    """
+    progress = progress or Silent()
+    results = tuple(Result(subject) for subject in subjects)
+    progress.stage(f"measuring {len(subjects)} ways, interleaved", len(subjects) + rounds)
+    with ExitStack() as stack, NoiseMeter() as meter:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lissome-")))
+        processes: dict[int, Process] = {}
+        used = 0.0
+        for i, result in enumerate(results):
+            progress.step(note=result.subject.name)
+            process = stack.enter_context(Process(threads))
+            if _start(process, result, folder / f"{i}.npz", machine):
+                used += result.memory_mb
+                processes[i] = process
+                if ram_mb is not None and used > ram_mb and len(processes) > 1:
+                    result.failed = f"measuring it beside the others needs more than the {ram_mb:.0f} MB allowed by --ram"
+                    used -= result.memory_mb
+                    processes.pop(i).close()
+        for turn in range(rounds):
+            order = list(processes)
+            for i in order[turn % max(len(order), 1) :] + order[: turn % max(len(order), 1)]:
+                if results[i].failed is None:
+                    _slice(processes[i], results[i])
+            progress.step(note=f"round {turn + 1} of {rounds}")
+        for i, process in processes.items():
+            if results[i].failed is None:
+                results[i].memory_mb = process.peak_mb(machine)
+                meter.series(results[i].rounds["latency_p50"])
+    assert meter.noise is not None
+    return Run(results, meter.noise)
+
+
+def _start(process: Process, result: Result, batches: Path, machine: str) -> bool:
+    """Load and warm one subject; False (and the reason noted) if its engine cannot."""
+    subject = result.subject
+    try:
+        process.load(subject.engine, subject.form, subject.precision, write_batches(subject.batches, batches), subject.shapes)
+        result.cold_start_s = process.cold_start_s
+        process.ask("warm", passes=1)
+        result.memory_mb = process.peak_mb(machine)
+    except EngineFailed as error:
+        result.failed = error.what
+        process.close()
+    return result.failed is None
+
+
+def _slice(process: Process, result: Result) -> None:
+    """One subject's share of a round."""
+    try:
+        ms = process.ask("time", seconds=SLICE_S, skip=SKIP)["ms"]
+    except EngineFailed as error:
+        result.failed = error.what
+        return
+    import numpy as np
+
+    examples = next(iter(result.subject.batches[0].values())).shape[0]
+    result.calls += len(ms)
+    result.rounds["latency_p50"].append(float(np.percentile(ms, 50)))
+    result.rounds["latency_p95"].append(float(np.percentile(ms, 95)))
+    result.rounds["throughput"].append(1e3 * examples / float(np.mean(ms)))

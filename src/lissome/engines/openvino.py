@@ -1,0 +1,89 @@
+"""OpenVINO on the CPU: fp32, bf16 where the CPU has it, and int8 from NNCF calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lissome.engines.table import Load, Support
+from lissome.export.telemetry import silence_telemetry
+from lissome.machine.versions import installed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def support(isa: Sequence[str]) -> Support:
+    """fp32; bf16 as the CPU has it; int8-static with NNCF installed."""
+    version = installed("openvino") if installed("onnx") and installed("onnxscript") else None
+    if version is None:
+        return Support("openvino", None, "openvino", (), {"*": 'not installed; pip install "lissome[openvino,onnx]"'})
+    missing = {"int8-dynamic": "OpenVINO quantises activations from calibration data; see int8-static"}
+    precisions = ["fp32"]
+    if any(name.lower().replace("-", "_") in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16") for name in isa):
+        precisions.append("bf16")
+    else:
+        missing["bf16"] = "this CPU has no bf16 instructions"
+    if installed("nncf"):
+        precisions.append("int8-static")
+    else:
+        missing["int8-static"] = 'needs NNCF; pip install "lissome[openvino]"'
+    return Support("openvino", version, "openvino", tuple(precisions), missing)
+
+
+def load(form: Path, how: Load) -> OpenVinoSession:
+    """Compile the form's IR for the CPU."""
+    return OpenVinoSession(form, how)
+
+
+class OpenVinoSession:
+    """A compiled model and one request."""
+
+    def __init__(self, form: Path, how: Load):
+        silence_telemetry()
+        import openvino as ov
+
+        described = json.loads((form / "form.json").read_text(encoding="utf-8"))
+        core = ov.Core()
+        model = core.read_model(str(form / described["file"]))
+        if how.shapes:
+            model.reshape({name: list(shape) for name, shape in how.shapes.items() if name in described["inputs"]})
+        self.probed: dict[str, int] = {}
+        if how.probes:
+            self.probed = _add_outputs(model, described.get("layers", {}))
+        self.hint = "bf16" if how.precision == "bf16" else "f32"
+        config = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": how.threads, "NUM_STREAMS": 1}
+        self.compiled = core.compile_model(model, "CPU", config)
+        self.request = self.compiled.create_infer_request()
+        self.names = [name for name in described["inputs"] if any(name in port.get_names() for port in self.compiled.inputs)]
+        self.how, self.version = how, ov.__version__
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Outputs as float32."""
+        self.request.infer({name: inputs[name] for name in self.names}, share_inputs=True)
+        array: np.ndarray = self.request.get_output_tensor(0).data
+        return array.copy()
+
+    def layers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Values of the probed layers."""
+        self.run(inputs)
+        return {layer: self.request.get_output_tensor(i).data.copy() for layer, i in self.probed.items()}
+
+    def describe(self) -> dict[str, str]:
+        """Version, threads and the precision that was really set."""
+        precision = str(self.compiled.get_property("INFERENCE_PRECISION_HINT")).split("'")[-2] if self.hint == "bf16" else self.how.precision
+        return {"engine": "openvino", "version": self.version, "threads": str(self.how.threads), "precision": precision}
+
+
+def _add_outputs(model: Any, layers: Mapping[str, str]) -> dict[str, int]:
+    """Add the layers' values as outputs; return layer -> output index for those that are still in the graph."""
+    found: dict[str, int] = {}
+    for layer, value in layers.items():
+        try:
+            model.add_outputs(value)
+        except RuntimeError:  # folded or renamed on the way: that layer cannot be compared
+            continue
+        found[layer] = next(i for i, port in enumerate(model.outputs) if value in port.get_names())
+    return found

@@ -1,0 +1,127 @@
+"""The parent's end of a measured process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lissome.core.errors import EnvironmentLacks, LissomeError
+from lissome.machine.memory import current_rss, peak_rss
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Batches = Sequence[Mapping[str, np.ndarray]]
+
+
+class EngineFailed(LissomeError):
+    """An engine could not load or run a form; the message is the engine's own."""
+
+    exit_code = 4
+
+
+class Process:
+    """One engine in a process of its own; a context manager that leaves nothing running.
+
+    spawned: seconds on the clock when it was started; `cold_start_s` counts from there to the first outputs.
+    """
+
+    def __init__(self, threads: int):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "KMP_BLOCKTIME": "0",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(p for p in [str(Path.cwd()), *sys.path] if p),
+        }
+        self.threads = threads
+        self.spawned = time.perf_counter()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lissome.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment, text=True
+        )
+        self.cold_start_s = 0.0
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer. Raises EngineFailed with the engine's reason."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise EngineFailed(f"the engine's process died during `{do}`: {self._last_words()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            if "No space left" in answer["error"]:
+                raise EnvironmentLacks("no disk space left while the engine ran", do="free some space (`lissome cache clear` frees lissome's own)")
+            raise EngineFailed(_one_line(answer["error"]))
+        return answer
+
+    def load(self, engine: str, form: Path, precision: str, batches: Path, shapes: Mapping[str, Sequence[int]] | None, probes: bool = False) -> dict[str, Any]:
+        """Load a form and run its first batch; the answer has load_s, first_s and describe."""
+        answer = self.ask(
+            "load", engine=engine, form=str(form), precision=precision, threads=self.threads, batches=str(batches), shapes=shapes, probes=probes
+        )
+        self.cold_start_s = time.perf_counter() - self.spawned
+        return answer
+
+    def peak_mb(self, machine: str) -> float:
+        """Peak resident memory so far, MB."""
+        return peak_rss(machine, self.process.pid).value
+
+    def rss_mb(self, machine: str) -> float:
+        """Resident memory now, MB."""
+        return current_rss(machine, self.process.pid).value
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            try:
+                self.process.stdin.close()
+            except BrokenPipeError:
+                pass  # it died before; there is nothing left to tell it
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.errors.close()
+
+    def _last_words(self) -> str:
+        code = self.process.wait()
+        self.errors.seek(0)
+        lines = [line for line in self.errors.read().decode(errors="replace").splitlines() if line.strip()]
+        return f"{lines[-1][:300] if lines else 'no message'} (exit code {code})"
+
+
+def write_batches(batches: Batches, path: Path) -> Path:
+    """Batches as an .npz that the measured process reads."""
+    import numpy as np
+
+    np.savez(path, **{f"{i:04d}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()})
+    return path
+
+
+def _one_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[0][:400] if lines else "no message"

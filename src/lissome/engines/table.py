@@ -1,0 +1,75 @@
+"""The engines lissome knows, what they support here, and the two shapes every engine module has.
+
+An engine is a module with `support(isa) -> Support` and `load(form, precision, ...) -> Session`; nothing is inherited.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENGINES: dict[str, str] = {
+    "torch": "lissome.engines.torch_eager",
+    "torch.compile": "lissome.engines.torch_compiled",
+    "onnxruntime": "lissome.engines.ort",
+    "openvino": "lissome.engines.openvino",
+}
+PRECISIONS = ("fp32", "bf16", "int8-dynamic", "int8-static")
+
+
+class Session(Protocol):
+    """A loaded form, ready to run."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Outputs as float32 [batch, ...]."""
+
+    def layers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of the probed layers, by layer name in execution order; empty unless loaded with probes."""
+
+    def describe(self) -> dict[str, str]:
+        """What really runs: threads, precision, device."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an engine supports on this machine.
+
+    version: None when it is not installed; `extra` is then what brings it. precisions: those worth trying.
+    missing: precision (or "*" for the whole engine) -> why it is not offered here.
+    """
+
+    engine: str
+    version: str | None
+    extra: str = ""
+    precisions: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a form is to be loaded.
+
+    threads: cores to use. shapes: fixed input shapes, or None for any. probes: names of layers whose outputs are wanted too.
+    """
+
+    precision: str
+    threads: int
+    shapes: Mapping[str, Sequence[int]] | None = None
+    probes: bool = False
+
+
+def engine(name: str) -> Any:
+    """The module of an engine. Raises KeyError for a name that is not in the table."""
+    return importlib.import_module(ENGINES[name])
+
+
+def load(name: str, form: Path, how: Load) -> Session:
+    """Load a form with the engine called `name`."""
+    session: Session = engine(name).load(form, how)
+    return session

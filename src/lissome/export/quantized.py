@@ -1,0 +1,132 @@
+"""INT8 forms: ONNX Runtime dynamic and static (QDQ), OpenVINO static through NNCF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lissome.core.errors import MissingExtra
+from lissome.export.onnx import quiet
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Batches = Sequence[Mapping[str, np.ndarray]]
+
+
+def onnx_int8_dynamic(source: Path, folder: Path, *, reduce_range: bool) -> None:
+    """Per-channel int8 weights, activations quantised per tensor as they come (onnxruntime.quantization).
+
+    reduce_range: 7-bit weights, for CPUs without VNNI, whose int8 products saturate otherwise.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet():
+        prepared = _prepared(source, folder)
+        quantize_dynamic(str(prepared), str(folder / "model.onnx"), per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8)
+    _finish(source, prepared, folder)
+
+
+def onnx_int8_static(source: Path, folder: Path, batches: Batches, *, reduce_range: bool) -> None:
+    """QDQ with per-channel weights and activation ranges from calibration batches (min-max)."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    names = set(json.loads((source / "form.json").read_text(encoding="utf-8"))["inputs"])
+
+    class Reader(CalibrationDataReader):
+        """Hands the calibration batches over, once."""
+
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> Any:
+            """The next batch, or None at the end."""
+            batch = next(self.left, None)
+            return None if batch is None else {k: v for k, v in batch.items() if k in names}
+
+    with quiet():
+        prepared = _prepared(source, folder)
+        quantize_static(
+            str(prepared),
+            str(folder / "model.onnx"),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05},
+        )
+    _finish(source, prepared, folder)
+
+
+def _prepared(source: Path, folder: Path) -> Path:
+    """The graph with shapes inferred anew; the exporter's own annotations contradict the quantiser's."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = onnx.load(str(source / "model.onnx"))
+    del model.graph.value_info[:]
+    bare = folder / "bare.onnx"
+    onnx.save(model, str(bare))
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(str(bare), str(prepared), skip_symbolic_shape=True)
+    bare.unlink()
+    return prepared
+
+
+def _finish(source: Path, prepared: Path, folder: Path) -> None:
+    prepared.unlink()
+    shutil.copy(source / "form.json", folder / "form.json")
+
+
+def to_openvino(source: Path, folder: Path, *, half: bool) -> None:
+    """OpenVINO IR from the ONNX form; `half` stores the weights in 16 bits."""
+    ov = _openvino()
+    with quiet():
+        model = ov.Core().read_model(str(source / "model.onnx"))
+        ov.save_model(model, str(folder / "model.xml"), compress_to_fp16=half)
+    _describe_openvino(source, folder)
+
+
+def openvino_int8_static(source: Path, folder: Path, batches: Batches, *, transformer: bool) -> None:
+    """NNCF post-training quantisation of the OpenVINO graph: int8 weights and activations, fast bias correction."""
+    ov = _openvino()
+    try:
+        with quiet():
+            import nncf
+    except ModuleNotFoundError as error:
+        raise MissingExtra("nncf", "openvino", "int8 on OpenVINO") from error
+    names = json.loads((source / "form.json").read_text(encoding="utf-8"))["inputs"]
+    with quiet():
+        model = ov.Core().read_model(str(source / "model.onnx"))
+        data = nncf.Dataset([{name: batch[name] for name in names} for batch in batches])
+        quantized = nncf.quantize(
+            model,
+            data,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )
+        ov.save_model(quantized, str(folder / "model.xml"), compress_to_fp16=False)
+    _describe_openvino(source, folder)
+
+
+def _openvino() -> Any:
+    from lissome.export.telemetry import silence_telemetry
+
+    silence_telemetry()
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtra("openvino", "openvino", "exporting to OpenVINO") from error
+    return openvino
+
+
+def _describe_openvino(source: Path, folder: Path) -> None:
+    form = json.loads((source / "form.json").read_text(encoding="utf-8"))
+    form.update(engine="openvino", file="model.xml")
+    (folder / "form.json").write_text(json.dumps(form, indent=1), encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Which examples are run for what: tracing, calibration, timing, scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lissome.core.task import Padding, Split, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    NamedArrays = dict[str, np.ndarray]
+
+SCORING_BATCH = 32
+TIMED_CALLS = 16
+CALIBRATION_EXAMPLES = 256
+
+
+def tracing_batch(task: Task) -> NamedArrays:
+    """Two examples of the calibration split, as one batch: a single one would be traced as a constant."""
+    split = task.splits["calibration"]
+    return task.collate([split.inputs[0], split.inputs[min(1, len(split) - 1)]], "longest")
+
+
+def calibration_batches(task: Task) -> list[NamedArrays]:
+    """Up to 256 calibration examples in batches of 8."""
+    inputs = task.splits["calibration"].inputs
+    count = min(len(inputs), CALIBRATION_EXAMPLES)
+    return [task.collate(list(inputs[i : min(i + 8, count)]), "longest") for i in range(0, count, 8)]
+
+
+def timing_batches(task: Task, batch: int, padding: Padding, seed: int = 0) -> list[NamedArrays]:
+    """Random examples of the validation split in batches of `batch`: the same ones, in the same order, for every padding.
+
+    16 calls for a batch of one, fewer for larger batches (down to 3).
+    """
+    import numpy as np
+
+    split = task.splits["validation"]
+    calls = max(3, TIMED_CALLS // max(1, batch // 4)) if batch > 1 else TIMED_CALLS
+    picks = np.random.default_rng(seed).choice(len(split), size=calls * batch, replace=calls * batch > len(split))
+    return [task.collate([split.inputs[int(j)] for j in picks[i : i + batch]], padding) for i in range(0, len(picks), batch)]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Batches for scoring. order: position of each batched example in the split, so that outputs can be put back."""
+
+    batches: list[NamedArrays]
+    order: Sequence[int]
+    size: int
+
+    def restore(self, outputs: np.ndarray) -> np.ndarray:
+        """Outputs in the split's own order; rows that only filled up a fixed batch are dropped."""
+        import numpy as np
+
+        restored = np.empty((self.size, *outputs.shape[1:]), dtype=outputs.dtype)
+        restored[list(self.order)] = outputs[: len(self.order)]
+        return restored
+
+
+def scoring_batches(task: Task, split: Split, batch: int = SCORING_BATCH, padding: Padding = "longest", full: bool = False) -> Ordered:
+    """All examples of a split. Where lengths vary they are sorted by length, so that little is padded.
+
+    full: fill the last batch up (for forms of one fixed shape) by repeating its last example.
+    """
+    order = list(range(len(split)))
+    if task.variable_length:
+        order.sort(key=lambda i: _length(split.inputs[i]))
+    groups: list[list[Any]] = [[split.inputs[i] for i in order[j : j + batch]] for j in range(0, len(order), batch)]
+    if full and groups:
+        groups[-1] += [groups[-1][-1]] * (batch - len(groups[-1]))
+    return Ordered([task.collate(group, padding) for group in groups], order, len(split))
+
+
+def _length(example: Any) -> int:
+    """Length of a variable-length example, whatever holds it."""
+    return len(example)

@@ -1,0 +1,130 @@
+"""The bench: one model, one task, one contract, one machine. Everything the steps of an optimisation share."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lissome.core.cache import Cache, digest
+from lissome.core.contract import Contract
+from lissome.core.errors import BadModel, BadTask
+from lissome.core.manifest import MachineInfo, Option
+from lissome.core.model import Model
+from lissome.core.progress import Progress
+from lissome.core.task import SplitName, Task
+from lissome.engines.process import Process, write_batches
+from lissome.export.forms import Recipe, form_key
+from lissome.machine.versions import versions
+from lissome.optimize.batches import SCORING_BATCH, calibration_batches, scoring_batches, tracing_batch
+from lissome.optimize.options import reduce_range
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an optimisation works on. deadline: seconds on the monotonic clock after which nothing new is begun, or None."""
+
+    model: Model
+    task: Task
+    contract: Contract
+    machine: MachineInfo
+    cache: Cache
+    recipe: Recipe
+    progress: Progress
+    deadline: float | None = None
+    seed: int = 0
+
+    @property
+    def threads(self) -> int:
+        """Threads every engine is given: the usable cores."""
+        return max(1, self.machine.cores)
+
+    def time_is_up(self) -> bool:
+        """Whether --spend is used up."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def shapes(self, option: Option) -> dict[str, tuple[int, ...]] | None:
+        """Input shapes of a form that is padded to a fixed length; None for free shapes."""
+        if option.padding != "fixed":
+            return None
+        example = self.task.splits["calibration"].inputs[0]
+        batch = self.task.collate([example] * self.contract.batch, "fixed")
+        return {name: tuple(array.shape) for name, array in batch.items() if name in self.recipe.inputs}
+
+    def key(self, option: Option, *parts: object) -> str:
+        """Cache key of something learned about an option on this machine."""
+        form = form_key(self.recipe, option.engine, option.precision)
+        return digest("row-1", form, option.engine, option.precision, self.machine.fingerprint, versions(), *parts)
+
+
+def make_bench(model: Model, task: Task, contract: Contract, machine: MachineInfo, cache: Cache, progress: Progress, seed: int = 0) -> Bench:
+    """Check that model and task belong together, and lay out the bench. Raises BadModel or BadTask where they do not."""
+    example = tracing_batch(task)
+    check_head(model, task, example)
+    recipe = Recipe(model, example, calibration_batches(task), task.fingerprint, task.variable_length, reduce_range(machine))
+    deadline = None if contract.spend_seconds is None else time.monotonic() + contract.spend_seconds
+    return Bench(model, task, contract, machine, cache, recipe, progress, deadline, seed)
+
+
+def check_head(model: Model, task: Task, example: dict[str, np.ndarray]) -> None:
+    """Run two examples and raise unless there is one finite output per class."""
+    import torch
+
+    from lissome.nn.call import call
+
+    inputs = {name: torch.from_numpy(array) for name, array in example.items()}
+    try:
+        with torch.no_grad():
+            outputs = call(model.module, inputs)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        shapes = ", ".join(f"{name} {tuple(array.shape)} {array.dtype}" for name, array in example.items())
+        reason = str(error).strip().splitlines()
+        raise BadModel(f"the model cannot run the task's examples: {reason[0][:200] if reason else error!r}", where=model.ref, expected=f"a model that takes {shapes}") from error
+    if not torch.isfinite(outputs).all():
+        raise BadModel("the model gives NaN or infinite outputs on the task's examples.", where=model.ref, do="check its weights and how its inputs are scaled")
+    if not task.classes:
+        return
+    size = outputs.shape[-1] if outputs.ndim == 2 else 0
+    if size != len(task.classes):
+        raise BadTask(
+            f"the labels do not fit the model's head: the model gives {size or tuple(outputs.shape)} outputs, the task has {len(task.classes)} classes ({_some(task.classes)}).",
+            where=task.ref,
+            do="use a model with a head for these classes, or train one (`lissome fine-tune`)",
+        )
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+
+
+def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_deployed: bool = False) -> np.ndarray:
+    """Outputs of a form on a whole split [n, ...], computed in a process of its own, cached.
+
+    as_deployed: with the contract's batch size and the option's padding, exactly as it will run; otherwise in large batches, which only forms
+    that quantise activations as they come can tell apart (these always run as deployed).
+    """
+    import numpy as np
+
+    deployed = as_deployed or option.precision == "int8-dynamic"
+    size = bench.contract.batch if deployed else SCORING_BATCH
+    padding = option.padding if deployed else "longest"
+    shapes = bench.shapes(option) if deployed else None
+
+    def make(folder: Path) -> None:
+        ordered = scoring_batches(bench.task, bench.task.splits[split], size, padding, full=shapes is not None)
+        with tempfile.TemporaryDirectory(prefix="lissome-") as temporary, Process(bench.threads) as process:
+            first = write_batches(ordered.batches[:1], Path(temporary) / "first.npz")
+            everything = write_batches(ordered.batches, Path(temporary) / "all.npz")
+            process.load(option.engine, form, option.precision, first, shapes)
+            process.ask("outputs", batches=str(everything), to=str(Path(temporary) / "outputs.npy"))
+            found = np.load(Path(temporary) / "outputs.npy", allow_pickle=False)
+        np.save(folder / "outputs.npy", ordered.restore(found))
+
+    key = bench.key(option, "outputs", split, bench.task.fingerprint, size, padding, shapes)
+    array: np.ndarray = np.load(bench.cache.folder("outputs", key, make) / "outputs.npy", allow_pickle=False)
+    return array

@@ -1,0 +1,190 @@
+"""Solve: which rows meet the limits, which one to take, and what to ask for when none does. Uses the validation split only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lissome.core.contract import Contract, Limit
+from lissome.core.measurement import Measurement
+from lissome.core.statistics import asymptotic_upper_bound
+from lissome.engines.measure import speedup
+from lissome.optimize.tables import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SURE = 0.8
+"""A row is taken only if, by what validation says, it passes on the test split with at least this probability."""
+MARGIN = 1.05
+"""A proposed limit is this much looser than the measured bound, so that measuring again meets it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a row stands against one limit.
+
+    needed: the bound it could hold, in the limit's own terms (upper end of the interval; for a relative limit the lower end of the factor).
+    excess: needed over asked, as a ratio above 1 when the limit is missed. figure: what was measured.
+    """
+
+    limit: Limit
+    needed: float
+    excess: float
+    figure: Measurement | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the whole interval keeps the limit."""
+        return self.excess <= 1.0
+
+
+def read(row: Row, original: Row, limit: Limit, confidence: float, machine: str, test_size: int) -> Reading:
+    """Hold a usable row against a limit."""
+    assert row.result is not None and row.original is not None
+    if limit.quantity == "max_drop":
+        return _read_drop(row, original, limit, confidence, test_size)
+    figure = next((f for f in row.result.figures(machine, confidence) if f.name == limit.name), None)
+    if figure is None or figure.method == "estimated":
+        return Reading(limit, math.inf, math.inf, figure)
+    if not limit.relative:
+        return Reading(limit, figure.high, figure.high / limit.bound, figure)
+    factor = _factor(row, limit, confidence, machine)
+    return Reading(limit, factor.low, limit.bound / factor.low if factor.low > 0 else math.inf, factor)
+
+
+def _factor(row: Row, limit: Limit, confidence: float, machine: str) -> Measurement:
+    """How many times below the original, from the same run."""
+    assert row.result is not None and row.original is not None
+    if limit.quantity == "latency":
+        return speedup(row.original, row.result, limit.name, machine, confidence)
+    before = next(f for f in row.original.figures(machine) if f.name == limit.name)
+    after = next(f for f in row.result.figures(machine) if f.name == limit.name)
+    low, high = before.low / after.high, before.high / after.low
+    return Measurement(limit.name, before.value / after.value, low, high, "x", after.n, after.method, machine, confidence)
+
+
+def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_size: int) -> Reading:
+    """The smallest drop limit that the row would pass on the test split with probability SURE, in the limit's own terms (points or per cent)."""
+    import numpy as np
+
+    assert row.scores is not None and original.scores is not None
+    scale = (float(np.mean(original.scores)) if limit.relative else 1.0) / 100
+    bound = needed_drop(original.scores, row.scores, test_size, confidence) / max(scale, 1e-12)
+    drop = float(np.mean(original.scores - row.scores)) / max(scale, 1e-12)
+    figure = Measurement("drop", drop, drop, bound, "pt", len(row.scores), "measured", "any", confidence)
+    return Reading(limit, bound, bound / limit.bound if limit.bound > 0 else math.inf, figure)
+
+
+def needed_drop(original: np.ndarray, candidate: np.ndarray, test_size: int, confidence: float, seed: int = 0) -> float:
+    """The margin that a test split of `test_size` certifies with probability SURE, by what the validation scores [n] say of the pair.
+
+    Draws the true rates from their posterior given validation (Dirichlet with Jeffreys' prior), then the test outcome given the rates, then takes
+    the bound each outcome would give. Scores other than 0 and 1 use the normal approximation instead. In units of the score.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    difference = original - candidate
+    if set(np.unique(difference)) <= {-1.0, 0.0, 1.0}:
+        lost, gained = int((difference > 0).sum()), int((difference < 0).sum())
+        rates = rng.dirichlet([lost + 0.5, gained + 0.5, len(difference) - lost - gained + 0.5], size=400)
+        drawn = np.array([rng.multinomial(test_size, rate) for rate in rates])
+        return float(np.quantile(asymptotic_upper_bound(drawn[:, 0], drawn[:, 1], test_size, confidence), SURE))
+    from statistics import NormalDist
+
+    spread = float(np.std(difference, ddof=1))
+    uncertainty = spread * math.sqrt(1 / test_size + 1 / len(difference)) * NormalDist().inv_cdf(SURE)
+    return float(difference.mean()) + uncertainty + NormalDist().inv_cdf(confidence) * spread / math.sqrt(test_size)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """ranked: rows that keep every limit, best first (empty when infeasible). front: rows on the Pareto front.
+
+    nearest: when infeasible, the row that misses by least, its readings, and a contract that it meets.
+    """
+
+    ranked: tuple[Row, ...]
+    front: tuple[Row, ...]
+    nearest: Row | None = None
+    readings: tuple[Reading, ...] = ()
+    proposal: Contract | None = None
+
+
+def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int) -> Solution:
+    """Rank the rows that keep every limit by latency; when none does, find the nearest point. `rows[0]` is the original."""
+    original, usable = rows[0], [row for row in rows if row.usable]
+    level = contract.level
+    readings = {id(row): tuple(read(row, original, limit, level, machine, test_size) for limit in contract.limits()) for row in usable}
+    feasible = [row for row in usable if all(reading.holds for reading in readings[id(row)])]
+    limit = contract.limit("latency")
+    name = limit.name if limit else "latency_p50"
+    ranked = sorted(feasible, key=lambda row: (_latency(row, name), row.size))
+    if ranked:
+        return Solution(tuple(ranked), front(usable, original, name))
+    nearest = min(usable, key=lambda row: _distance(readings[id(row)]))
+    found = readings[id(nearest)]
+    return Solution((), front(usable, original, name), nearest, found, propose(contract, found))
+
+
+def _latency(row: Row, name: str) -> float:
+    """The row's latency relative to the original of its own run: comparable between runs."""
+    import numpy as np
+
+    assert row.result is not None and row.original is not None
+    return float(np.median(np.asarray(row.result.rounds[name]) / np.asarray(row.original.rounds[name])))
+
+
+def _distance(readings: Sequence[Reading]) -> float:
+    """How far a row is from the contract: the sum of logarithms of what it misses by."""
+    return sum(math.log(min(reading.excess, 1e9)) for reading in readings if not reading.holds)
+
+
+def front(rows: Sequence[Row], original: Row, name: str) -> tuple[Row, ...]:
+    """Rows that no other row beats in accuracy, latency and size at once."""
+    import numpy as np
+
+    assert original.scores is not None
+    points = [(row, float(np.mean(original.scores - row.scores)), _latency(row, name), row.size) for row in rows if row.scores is not None]
+    kept = []
+    for row, *mine in points:
+        beaten = any(all(t <= m for t, m in zip(theirs, mine, strict=True)) and theirs != mine for _, *theirs in points)
+        if not beaten:
+            kept.append(row)
+    return tuple(kept)
+
+
+def propose(contract: Contract, readings: Sequence[Reading]) -> Contract | None:
+    """The contract with every missed limit loosened to what the nearest row holds; None when a limit cannot be loosened (an unmeasurable one)."""
+    update = {}
+    for reading in readings:
+        if reading.holds:
+            continue
+        if not math.isfinite(reading.needed):
+            return None
+        update[reading.limit.quantity] = loosened(reading)
+    return contract.model_copy(update=update)
+
+
+def loosened(reading: Reading) -> str:
+    """The missed limit as a user would write it, loose enough to hold when measured again."""
+    limit = reading.limit
+    percentile = "p95 " if limit.name == "latency_p95" else ""
+    if limit.quantity == "max_drop":
+        return f"{_round_up(max(reading.needed, 0.01), 2):g}{'%rel' if limit.relative else '%'}"
+    if limit.relative:
+        return f"{percentile}{_round_down(reading.needed / MARGIN, 2):g}x"
+    return f"{percentile}{_round_up(reading.needed * MARGIN, 2):g}{limit.unit}"
+
+
+def _round_up(value: float, digits: int) -> float:
+    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return round(math.ceil(value / step - 1e-9) * step, 12)
+
+
+def _round_down(value: float, digits: int) -> float:
+    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return round(math.floor(value / step + 1e-9) * step, 12)

@@ -1,0 +1,184 @@
+"""The tables: what every option costs and saves, learned by building, running and timing it here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lissome.core.cache import digest
+from lissome.core.errors import EnvironmentLacks, LissomeError
+from lissome.core.manifest import Option
+from lissome.engines.measure import Result, Subject, measure
+from lissome.engines.process import EngineFailed, Process, write_batches
+from lissome.export.forms import build_form, form_bytes
+from lissome.export.parity import Parity, compare, first_departure
+from lissome.machine.memory import current_rss
+from lissome.optimize.batches import timing_batches
+from lissome.optimize.bench import Bench, outputs
+from lissome.optimize.options import ORIGINAL
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROUNDS = 9
+
+
+@dataclass
+class Row:
+    """One option and what is known of it.
+
+    scores: per-example scores on the validation split. trouble: why it is out, or None; skipped: out before it was tried.
+    original: the original's result of the same interleaved run.
+    """
+
+    option: Option
+    form: Path | None = None
+    size: int = 0
+    parity: Parity | None = None
+    scores: np.ndarray | None = None
+    result: Result | None = None
+    original: Result | None = None
+    trouble: str | None = None
+    skipped: bool = False
+    noise: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Built, equal enough, scored and timed."""
+        return self.trouble is None and self.scores is not None and self.result is not None
+
+
+def build_rows(bench: Bench, options: Sequence[Option]) -> list[Row]:
+    """Build, gate and score every option on the validation split; the original comes first and must work."""
+    bench.progress.stage(f"building and scoring {len(options) + 1} ways", len(options) + 1)
+    original = _built(bench, ORIGINAL)
+    reference = outputs(bench, ORIGINAL, _form(original), "validation")
+    original.scores = _scores(bench, reference)
+    original.parity = compare(reference, reference, "fp32")
+    bench.progress.step(note=ORIGINAL.name)
+    rows = [original]
+    for option in options:
+        if bench.time_is_up():
+            rows.append(Row(option, trouble="the time allowed by --spend was used up before it", skipped=True))
+            continue
+        bench.progress.step(0, note=option.name)
+        rows.append(_candidate(bench, option, reference))
+        bench.progress.step(note=option.name)
+    return rows
+
+
+def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
+    try:
+        row = _built(bench, option)
+        found = outputs(bench, option, _form(row), "validation")
+    except EngineFailed as error:
+        return Row(option, trouble=f"the engine failed: {error.what}")
+    except EnvironmentLacks:
+        raise
+    except LissomeError as error:
+        return Row(option, trouble=error.what)
+    except Exception as error:  # noqa: BLE001  exporters and quantisers raise anything; one form's failure must not end the others
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return Row(option, trouble=f"building it failed: {type(error).__name__}: {reason[:200]}")
+    row.parity = compare(reference, found, option.precision)
+    if not row.parity.ok:
+        row.parity = _explained(bench, row)
+        row.trouble = row.parity.sentence()
+        return row
+    row.scores = _scores(bench, found)
+    return row
+
+
+def _built(bench: Bench, option: Option) -> Row:
+    form = build_form(bench.recipe, option.engine, option.precision, bench.cache)
+    return Row(option, form, form_bytes(form))
+
+
+def _form(row: Row) -> Path:
+    assert row.form is not None
+    return row.form
+
+
+def _scores(bench: Bench, found: np.ndarray) -> np.ndarray:
+    return bench.task.score(found, bench.task.splits["validation"].targets)
+
+
+def _explained(bench: Bench, row: Row) -> Parity:
+    """A failed parity with the first layer that departs, where the form still knows its layers."""
+    parity = row.parity
+    assert parity is not None
+    try:
+        expected = _layers(bench, ORIGINAL, build_form(bench.recipe, ORIGINAL.engine, ORIGINAL.precision, bench.cache))
+        found = _layers(bench, row.option, _form(row))
+    except (EngineFailed, OSError):
+        return parity
+    departed = first_departure(expected, found, parity.tolerance) or first_departure(expected, found, parity.tolerance / 5)
+    return Parity(parity.error, parity.tolerance, *departed) if departed else parity
+
+
+def _layers(bench: Bench, option: Option, form: Path) -> dict[str, np.ndarray]:
+    """Layer values on eight validation examples, from a process of their own."""
+    import numpy as np
+
+    batch = bench.task.collate(list(bench.task.splits["validation"].inputs[:8]), "longest")
+    with tempfile.TemporaryDirectory(prefix="lissome-") as folder, Process(bench.threads) as process:
+        process.load(option.engine, form, option.precision, write_batches([batch], Path(folder) / "batch.npz"), None, probes=True)
+        names = process.ask("layers", to=f"{folder}/layers.npz")["names"]
+        with np.load(f"{folder}/layers.npz", allow_pickle=False) as file:
+            return {name: file[str(i)] for i, name in enumerate(names)}
+
+
+def measure_rows(bench: Bench, rows: Sequence[Row], original: Row) -> None:
+    """Time all rows against the original in interleaved runs (more than one where --ram does not hold them at once)."""
+    waiting = [row for row in rows if row.trouble is None and row is not original]
+    while waiting or original.result is None:
+        results, noise = _cached_run(bench, [original, *waiting])
+        original.result = results[0] if original.result is None else original.result
+        original.noise = noise
+        if results[0].failed:
+            raise EngineFailed(f"the original cannot be run by torch here: {results[0].failed}")
+        left = []
+        for row, result in zip(waiting, results[1:], strict=True):
+            if result.failed and "--ram" in result.failed and len(waiting) > 1:
+                left.append(row)
+            elif result.failed:
+                row.trouble = result.failed if "--ram" in result.failed else f"the engine failed: {result.failed}"
+            else:
+                row.result, row.original = result, results[0]
+        waiting = left if len(left) < len(waiting) else []
+    original.original = original.result
+
+
+def subject(bench: Bench, row: Row) -> Subject:
+    """A row as a subject of measurement."""
+    option = row.option
+    batches = timing_batches(bench.task, bench.contract.batch, option.padding, bench.seed)
+    return Subject(option.name, option.engine, option.precision, _form(row), batches, row.size, bench.shapes(option))
+
+
+def free_ram(bench: Bench) -> float | None:
+    """MB that measured processes may take together under --ram, lissome's own share subtracted; None without a bound."""
+    if bench.contract.ram_mb is None:
+        return None
+    return max(0.0, bench.contract.ram_mb - current_rss(bench.machine.fingerprint).value)
+
+
+def _cached_run(bench: Bench, rows: Sequence[Row]) -> tuple[list[Result], str]:
+    subjects = [subject(bench, row) for row in rows]
+    keys = [bench.key(row.option, row.option.padding) for row in rows]
+    key = digest("run-1", keys, bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, ROUNDS, bench.seed)
+    stored: dict[str, Any] | None = bench.cache.get("timings", key)
+    if stored is None:
+        run = measure(subjects, bench.machine.fingerprint, rounds=ROUNDS, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
+        stored = {"noise": run.noise.sentence, "results": [_plain(result) for result in run.results]}
+        bench.cache.put("timings", key, stored)
+    return [Result(one, **kept) for one, kept in zip(subjects, stored["results"], strict=True)], stored["noise"]
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    kept = ("rounds", "calls", "cold_start_s", "memory_mb", "energy_mj", "failed")
+    return {name: getattr(result, name) for name in kept}
