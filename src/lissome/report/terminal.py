@@ -140,13 +140,13 @@ def probe_table(probe: Probe) -> Group:
         peaks.add_row(*map(_plain, (peak.kind, str(peak.threads), *_peak_cells(peak))))
     parts: list[RenderableType] = [facts, "", peaks]
     if probe.layers.timings:
-        layers = _table([("engine", "left"), ("precision", "left"), ("shape", "left"), ("per pass", "right"), ("torch fp32 =", "right")])
+        layers = _table([("engine", "left"), ("precision", "left"), ("shape", "left"), ("per pass", "right"), ("over torch", "right")])
         for timing in probe.layers.timings:
             over = f"{figures.number(timing.over_torch.value)}x" if timing.over_torch else figures.DASH
             layers.add_row(*map(_plain, (timing.engine, timing.precision, timing.shape, figures.value(timing.time), over)))
         parts += ["", _plain(probe.layers.what), layers]
     left_out = [("left out", f"{name}: {why}") for name, why in probe.layers.skipped.items()]
-    parts += ["", _facts(*left_out, *((str(i), text) for i, text in enumerate(probe.sentences, 1)))]
+    parts += ["", _facts(*left_out, *(("-", text) for text in probe.sentences))]
     return Group(*parts)
 
 
