@@ -115,10 +115,7 @@ def _lengths(task: Task) -> Lengths | None:
     if not all(isinstance(text, str) or (isinstance(text, tuple) and all(isinstance(t, str) for t in text)) for text in texts):
         return None
     tokens = tokens_of(task)
-    if tokens:
-        values = tokens.lengths(texts)
-    else:
-        values = np.array([len((text if isinstance(text, str) else " ".join(text)).split()) for text in texts])
+    values = tokens.lengths(texts) if tokens else np.array([len((text if isinstance(text, str) else " ".join(text)).split()) for text in texts])
     p50, p95 = np.quantile(values, [0.5, 0.95])
     return Lengths(
         unit="tokens" if tokens else "words",

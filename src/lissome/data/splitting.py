@@ -113,10 +113,10 @@ def _fill_singles(stratum: np.ndarray, rows: np.ndarray, wanted: np.ndarray, hav
         need = np.maximum(wanted[:, k] - have[:, k], 0)
         quota = need * len(block) / need.sum() if need.sum() > 0 else wanted[:, k] / wanted[:, k].sum() * len(block)
         counts = _whole(quota + carry, len(block))
-        if counts[0] == 0 and have[0, k] == 0:
+        carry += quota - counts
+        if counts[0] == 0 and have[0, k] == 0:  # outside the carry, so that later strata keep their shares
             counts[counts.argmax()] -= 1
             counts[0] = 1
-        carry += quota - counts
         assigned[block] = np.repeat(np.arange(len(counts)), counts)
 
 
@@ -124,7 +124,7 @@ def _whole(quota: np.ndarray, total: int) -> np.ndarray:
     """Whole numbers near `quota` that sum to `total` (largest remainder, none below zero)."""
     counts: np.ndarray = np.floor(np.maximum(quota, 0)).astype(np.int64)
     while counts.sum() > total:
-        counts[(counts - quota).argmax() if (counts > quota).any() else counts.argmax()] -= 1
+        counts[np.where(counts > 0, counts - quota, -np.inf).argmax()] -= 1
     while counts.sum() < total:
         counts[(quota - counts).argmax()] += 1
     return counts

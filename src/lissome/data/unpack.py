@@ -40,11 +40,7 @@ def unpack(archive: Path, into: Path, limit: int, max_files: int = MAX_FILES) ->
             files += 1
             if files > max_files:
                 raise _too_large(archive, f"more than {max_files:,} files")
-            if source is None:
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            with disk_errors("an unpacked archive", into):
-                written += _copy(name, source, target, limit - written, archive, limit)
+            written += _write(name, source, target, limit - written, archive, limit)
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         # RuntimeError is zipfile's word for an encrypted member, NotImplementedError for an unknown compression
         raise BadInput(
@@ -52,19 +48,25 @@ def unpack(archive: Path, into: Path, limit: int, max_files: int = MAX_FILES) ->
         ) from error
 
 
-def _copy(name: str, source: IO[bytes], target: Path, room: int, archive: Path, limit: int) -> int:
-    """Copy one member and return its bytes; refuse a second file of the same name and anything beyond `room`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _write(name: str, source: IO[bytes] | None, target: Path, room: int, archive: Path, limit: int) -> int:
+    """Make a folder (no source) or copy a file; return its bytes. Refuses a second file of the same name and anything beyond `room`."""
     size = 0
     try:
-        with source, target.open("xb") as out:
-            while block := source.read(BLOCK):
-                size += len(block)
-                if size > room:
-                    raise _too_large(archive, f"more than {limit:,} bytes unpacked")
-                out.write(block)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        raise UnsafeArchive(f'it holds "{name}" twice', where=str(archive), do="do not use this archive") from error
+        with disk_errors("an unpacked archive", target):
+            if source is None:
+                target.mkdir(parents=True, exist_ok=True)
+                return 0
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source, target.open("xb") as out:
+                while block := source.read(BLOCK):
+                    size += len(block)
+                    if size > room:
+                        raise _too_large(archive, f"more than {limit:,} bytes unpacked")
+                    out.write(block)
+    except gzip.BadGzipFile:
+        raise
+    except OSError as error:  # it is there already, is a folder, or its name is too long
+        raise UnsafeArchive(f'"{name}" in it cannot be written: {error.strerror}', where=str(archive), do="do not use this archive") from error
     return size
 
 

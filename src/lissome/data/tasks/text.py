@@ -42,7 +42,7 @@ def text_task(file: TaskFile, config: TextClassification, ref: str, model_dir: P
         ref=ref,
         classes=classes,
         variable_length=True,
-        parse=_parse_pair if config.text_pair else _parse_text,
+        parse=parse_pair if config.text_pair else parse_text,
         notes=divided.notes,
     )
     return check_splits(task, str(file.path))
@@ -99,11 +99,12 @@ def _no_tokenizer(file: TaskFile) -> Any:
     return collate
 
 
-def _parse_text(text: str) -> Text:
+def parse_text(text: str) -> Text:
+    """A text from the command line: itself."""
     return text
 
 
-def _parse_pair(text: str) -> Text:
+def parse_pair(text: str) -> Text:
     """A pair from the command line: a JSON list of two texts."""
     try:
         pair = json.loads(text)
