@@ -258,6 +258,42 @@ def infeasible() -> Manifest:
     )
 
 
+def infeasible_factor() -> Manifest:
+    """As the optimiser words it: clauses in the limits' own terms (times below the original), the test split not used."""
+    base = infeasible()
+    speedup = Measurement("speedup_latency_p50", 7.05, 6.8, 7.3, "x", 21, "measured", FINGERPRINT)
+    drop = Measurement("drop", 0.33, 0.33, 0.81, "pt", 2400, "measured", FINGERPRINT)
+    return base.model_copy(
+        update={
+            "contract": Contract(max_drop="1%rel", latency="20x"),
+            "original_score": None,
+            "seen": 0,
+            "verdict": base.verdict.model_copy(
+                update={
+                    "clauses": (
+                        clause(
+                            "accuracy drop <= 1 % of the original score",
+                            "met",
+                            drop,
+                            None,
+                            "accuracy drop <= 1 % of the original score: reaches 0.81 % of the original score (what this test split would certify)",
+                        ),
+                        clause("latency p50 20x below the original", "not met", speedup, None, "latency p50 20x below the original: reaches 7.05 [6.8, 7.3] x"),
+                    )
+                }
+            ),
+        }
+    )
+
+
+def kept_original() -> Manifest:
+    """Nothing faster keeps the limits: the original itself is the plan, and its row is marked chosen."""
+    base = met()
+    first = base.tried[0].model_copy(update={"outcome": "chosen", "why": "nothing faster keeps every limit", "on_front": True})
+    others = tuple(row.model_copy(update={"outcome": "over limit"}) if row.figures else row for row in base.tried[1:])
+    return base.model_copy(update={"tried": (first, *others), "plan": first.option})
+
+
 def digits() -> Manifest:
     """A small CNN on digits: few options, sub-millisecond, NaN and missing figures."""
     options = (
@@ -334,4 +370,12 @@ def hostile() -> Manifest:
     )
 
 
-ALL = {"met": met, "not_met": not_met, "infeasible": infeasible, "digits": digits, "hostile": hostile}
+ALL = {
+    "met": met,
+    "not_met": not_met,
+    "infeasible": infeasible,
+    "infeasible_factor": infeasible_factor,
+    "kept_original": kept_original,
+    "digits": digits,
+    "hostile": hostile,
+}

@@ -24,6 +24,12 @@ def test_a_drop_below_zero_is_a_gain() -> None:
     assert changes(better)[-1].note == "0.20 pt higher"
 
 
+def test_a_relative_drop_is_in_per_cent_of_the_original() -> None:
+    base = manifests.met()
+    relative = base.model_copy(update={"contract": base.contract.model_copy(update={"max_drop": "1%rel"})})
+    assert changes(relative)[-1].note == "0.31 % lower"
+
+
 def test_what_was_not_measured_is_a_dash() -> None:
     assert changes(manifests.infeasible())[-1].note == "–"
     assert plan_word(manifests.infeasible()) == "nearest"

@@ -96,6 +96,8 @@ def test_a_plan_that_is_the_original_finds_its_row() -> None:
     base = manifests.met()
     kept = base.model_copy(update={"plan": base.tried[0].option, "tried": base.tried[:1]})
     assert figures.plan_row(kept) is kept.tried[0]
+    chosen = manifests.kept_original()
+    assert figures.original_row(chosen) is figures.plan_row(chosen) is chosen.tried[0]
     assert figures.plan_row(kept.model_copy(update={"tried": base.tried[1:2]})) is None
 
 

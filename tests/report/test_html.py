@@ -126,7 +126,7 @@ def test_what_must_be_known_to_trust_it_is_there() -> None:
     text = Page(render(manifest)).text
     for expected in (manifest.replay, manifest.machine.cpu, manifest.machine.noise, "5,840 examples", "openvino 2026.2.0", "negative, positive", "used once"):
         assert expected in text
-    assert "used 3 times" in Page(render(manifests.not_met())).text
+    assert "used for 3 plans" in Page(render(manifests.not_met())).text
 
 
 def test_unknown_figures_are_dashes() -> None:
@@ -197,3 +197,29 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(EnvironmentLacks, match="no disk space left while writing the report"):
         write_report(manifests.met(), tmp_path / "report.html")
+
+
+def test_a_factor_is_held_against_a_factor() -> None:
+    manifest = manifests.infeasible_factor()
+    drop, speed = (interval_bar(clause, manifest) for clause in manifest.verdict.clauses)
+    assert drop is not None
+    assert drop.limit.text == "limit 1 %"
+    assert drop.high < drop.limit.at
+    assert speed is not None
+    assert speed.limit.text == "limit 20x"
+    assert speed.high < speed.limit.at == speed.allowed[0]
+    assert "The test split was not used" in Page(render(manifest)).text
+
+
+def test_a_figure_in_another_unit_than_its_limit_has_no_bar() -> None:
+    manifest = manifests.met()
+    clause = manifest.verdict.clauses[2]
+    assert interval_bar(clause.model_copy(update={"figure": manifests.measured("memory", 96, 1, "KB")}), manifest) is None
+
+
+def test_a_summary_that_repeats_a_clause_is_replaced() -> None:
+    base = manifests.not_met()
+    repeated = base.verdict.model_copy(update={"summary": f"Not met: {base.verdict.clauses[1].sentence}"})
+    text = Page(render(base.model_copy(update={"verdict": repeated}))).text
+    assert "1 of 3 limits hold." in text
+    assert "Not met: latency" not in text

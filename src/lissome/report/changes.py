@@ -31,16 +31,18 @@ def changes(manifest: Manifest) -> list[Change]:
     if manifest.original_score or manifest.chosen_score:
         score = manifest.original_score or manifest.chosen_score
         label = f"{score.name.replace('_', ' ')}, test split" if score else ""
-        found.append(Change(label, manifest.original_score, manifest.chosen_score, _drop_words(manifest.drop), figures.interval(manifest.drop)))
+        found.append(Change(label, manifest.original_score, manifest.chosen_score, _drop_words(manifest), figures.interval(manifest.drop)))
     return found
 
 
-def _drop_words(drop: Measurement | None) -> str:
-    """ "0.31 pt lower", "0.20 pt higher", "the same"."""
+def _drop_words(manifest: Manifest) -> str:
+    """ "0.31 pt lower", "0.20 pt higher", "0.20 % lower" where the limit is relative to the original's score, "the same"."""
+    drop, limit = manifest.drop, manifest.contract.limit("max_drop")
     if drop is None or not math.isfinite(drop.value):
         return figures.DASH
     text = figures.number(abs(drop.value), figures.places(drop))
-    return "the same" if drop.value == 0 else f"{text} {drop.unit} {'lower' if drop.value > 0 else 'higher'}"
+    unit = "%" if limit and limit.relative else drop.unit
+    return "the same" if drop.value == 0 else f"{text} {unit} {'lower' if drop.value > 0 else 'higher'}"
 
 
 def duration(seconds: float) -> str:

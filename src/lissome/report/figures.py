@@ -132,8 +132,9 @@ def plan_row(manifest: Manifest) -> Tried | None:
 
 
 def original_row(manifest: Manifest) -> Tried | None:
-    """The original's row, if it was measured."""
-    return next((t for t in manifest.tried if t.outcome == "original"), None)
+    """The original's row: the one marked so, else the first when the original itself was chosen; None if it was not measured."""
+    first = manifest.tried[0] if manifest.tried and manifest.tried[0].outcome == "chosen" else None
+    return next((t for t in manifest.tried if t.outcome == "original"), first)
 
 
 def group(row: Tried, manifest: Manifest) -> str:

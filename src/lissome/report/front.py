@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from lissome.core.manifest import Manifest, Tried
 from lissome.core.measurement import Measurement
-from lissome.report.figures import bound, group, plain, quantity
+from lissome.report.figures import bound, group, original_row, plain, quantity
 from lissome.report.labels import PRIORITY, Box, Label, place_labels
 
 AXES = ("latency_p50", "latency_p95", "memory", "size")
@@ -179,7 +179,7 @@ def _points(manifest: Manifest, axis: str) -> list[_Point]:
         x, size = row.figure(axis), row.figure("size")
         if x is None or not math.isfinite(x.value) or x.value <= 0:
             continue
-        if row.outcome == "original":
+        if row is original_row(manifest):
             change, low, high = 0.0, 0.0, 0.0
         elif row.drop is not None and math.isfinite(row.drop.value):
             change, low, high = -row.drop.value, -row.drop.high, -row.drop.low

@@ -82,6 +82,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
     shown = figures.quantities_of(list(manifest.tried))
     return {
         "status": STATUS[manifest.verdict.status],
+        "lede": lede(manifest),
         "headline": HEADLINE[manifest.verdict.status],
         "clauses": [(clause, interval_bar(clause, manifest)) for clause in manifest.verdict.clauses],
         "plan_word": plan_word(manifest),
@@ -95,7 +96,7 @@ def _context(manifest: Manifest) -> dict[str, Any]:
         "splits": [(name, manifest.task.sizes[name]) for name in SPLITS if name in manifest.task.sizes],
         "intervals": _interval_words(manifest),
         "level": f"{manifest.contract.level * 100:g} %",
-        "times_seen": {1: "once", 2: "twice"}.get(manifest.seen, f"{manifest.seen} times"),
+        "seen": {0: "not used", 1: "used once"}.get(manifest.seen, f"used for {manifest.seen} plans"),
         "tried_count": sum(row.outcome not in ("original", "skipped") for row in manifest.tried),
         "any_estimate": any(f.method == "estimated" for row in manifest.tried for f in row.figures),
     }
@@ -109,38 +110,57 @@ def _interval_words(manifest: Manifest) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A clause's interval against its limit, in pixels along one axis. was: the original's figure, None where there is none or it lies too far off."""
+    """A clause's interval against its limit, in pixels along one axis.
+
+    allowed: where the limit lets the interval lie (x, width). was: the original's figure, None where there is none or it lies too far off.
+    """
 
     width: int
     zero: float
     at: float
     low: float
     high: float
+    allowed: tuple[float, float]
     limit: Tick
     was: Tick | None
     anchor: str
 
 
 def interval_bar(clause: Clause, manifest: Manifest, width: int = 300) -> Bar | None:
-    """The small picture beside a clause; None where the limit or the figure is not known."""
+    """The small picture beside a clause; None where the limit or the figure is not known, or they are not in one unit."""
     limit, figure = figures.limit_of(clause, manifest), clause.figure
-    most = figures.bound(limit, manifest) if limit else None
-    if limit is None or figure is None or most is None or not math.isfinite(figure.value):
+    if limit is None or figure is None or not math.isfinite(figure.value):
+        return None
+    factor = limit.relative and figure.unit == "x"  # the figure is how many times below the original: more is better
+    own_terms = factor or limit.quantity == "max_drop"  # a relative drop is stated in per cent of the original's score, as its limit is
+    most = limit.bound if own_terms else figures.bound(limit, manifest)
+    if most is None or (not own_terms and figure.unit != limit.unit):
         return None
     low, high = (v if math.isfinite(v) else figure.value for v in (figure.low, figure.high))
-    original = clause.original.value if clause.original and math.isfinite(clause.original.value) else None
+    comparable = clause.original is not None and clause.original.unit == figure.unit and math.isfinite(clause.original.value)
+    original = clause.original.value if comparable and clause.original is not None else None
     reach = max(most, high, 0.0)
-    near = original is not None and original <= 12 * reach
-    start, end = min(0.0, low), max(reach, original if near and original else 0.0) or 1.0
+    near = original is not None and limit.quantity != "max_drop" and original <= 12 * reach
+    start, end = min(0.0, low), max(reach, original if near and original is not None else 0.0) or 1.0
     scale = Scale(start - (0.03 * (end - start) if start < 0 else 0.0), end + 0.06 * (end - start), 4, width - 4)
     at_limit = scale(most)
     was = None
-    if near and original is not None and abs(scale(original) - at_limit) > 84:
-        was = Tick(scale(original), f"was {figures.number(original)}")
-    elif near and original is not None:
-        was = Tick(scale(original), "")
+    if near and original is not None:
+        was = Tick(scale(original), f"was {figures.number(original)}" if abs(scale(original) - at_limit) > 84 else "")
+    unit = "x" if factor else "%" if limit.quantity == "max_drop" and limit.relative else limit.unit
     anchor = "start" if at_limit < 60 else "end" if at_limit > width - 60 else "middle"
-    return Bar(width, scale(0.0), scale(figure.value), scale(low), scale(high), Tick(at_limit, f"limit {figures.plain(most)} {limit.unit}"), was, anchor)
+    allowed = (at_limit, width - 4 - at_limit) if factor else (4.0, at_limit - 4)
+    text = f"limit {figures.plain(most)}{'' if factor else ' '}{unit}"
+    return Bar(width, scale(0.0), scale(figure.value), scale(low), scale(high), allowed, Tick(at_limit, text), was, anchor)
+
+
+def lede(manifest: Manifest) -> str:
+    """The verdict's summary; where it only repeats a clause that stands below it, how many limits hold instead."""
+    verdict = manifest.verdict
+    if not any(clause.sentence and clause.sentence in verdict.summary for clause in verdict.clauses):
+        return verdict.summary
+    held = sum(clause.status == "met" for clause in verdict.clauses)
+    return f"{held} of {len(verdict.clauses)} limits hold." if len(verdict.clauses) > 1 else "The limit does not hold."
 
 
 def _groups(manifest: Manifest) -> list[tuple[str, list[tuple[int, Tried]]]]:

@@ -33,8 +33,6 @@ def verdict_text(manifest: Manifest, width: int = WIDTH) -> str:
     lines = [(_WORD[clause.status], clause_sentence(clause)) for clause in verdict.clauses]
     if verdict.status == "infeasible":
         lines.append(("INFEASIBLE", verdict.summary))
-    elif verdict.status == "not met":
-        lines.append(("NOT MET", verdict.summary))
     tried = sum(row.outcome not in ("original", "skipped") for row in manifest.tried)
     word = "Nearest" if verdict.status == "infeasible" else "Plan"
     lines.append((word, f"{manifest.plan.name}; {tried} options tried in {duration(manifest.spent_seconds)}"))
@@ -103,7 +101,7 @@ def options_table(manifest: Manifest) -> Group:
                 "  " + row.option.name.replace(", padded to 16", " pad16").replace(", fixed length", " fixed"),
                 figures.number(latency.value if latency else None),
                 figures.number(size.value if size else None),
-                figures.number(row.drop.value if row.drop else None, 2),
+                "0" if row.outcome == "original" else figures.number(row.drop.value if row.drop else None, 2),
             )
             table.add_row(*map(_plain, cells), Text(row.why, no_wrap=True, overflow="ellipsis"), style="bold" if group == "chosen" else None)
     parts: list[RenderableType] = [table, Text(""), below] if below.row_count else [table]
