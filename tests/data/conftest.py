@@ -50,7 +50,7 @@ def tokenizer_dir(tmp_path: Path) -> Path:
 
     folder = tmp_path / "model"
     folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"review number good bad film a b c".split()]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *["review", "number", "good", "bad", "film", "a", "b", "c"]]
     made = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = Whitespace()
     made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])

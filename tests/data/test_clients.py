@@ -118,5 +118,5 @@ def test_npm_leaves_its_archive(tmp_path: Path, into: Path, monkeypatch: pytest.
 
 def test_npm_that_fails_is_quoted(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     npm_stand_in(tmp_path, monkeypatch, "echo 'npm error code ETARGET at http://mirror.example/tiny' >&2; exit 1")
-    with pytest.raises(Unreachable, match="npm error code ETARGET at .address."):
+    with pytest.raises(Unreachable, match=r"npm error code ETARGET at .address."):
         npm_pack("tiny", "1.0", "a" * 64, into)

@@ -89,5 +89,5 @@ def test_many_small_classes_still_fill_the_small_split() -> None:
 
 @pytest.mark.parametrize("bad", [{"test": 0.5}, {"train": 0.9}, {"test": 0.0}, {"train": -1}])
 def test_fractions_that_do_not_sum_to_one(bad: dict) -> None:
-    with pytest.raises(ValueError, match="sum to 1|greater than"):
+    with pytest.raises(ValueError, match=r"sum to 1|greater than"):
         Fractions(**bad)

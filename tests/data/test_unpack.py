@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import tarfile
@@ -142,10 +143,8 @@ def test_no_name_ever_leaves_the_folder(parts: list[list[str]], tmp_path_factory
     into = root / "outer" / "into"
     into.mkdir(parents=True)
     archive = tar(root / "a.tar.gz", *[(member("/".join(p)), b"x") for p in parts])
-    try:
+    with contextlib.suppress(BadInput):
         unpack(archive, into, LIMIT)
-    except BadInput:
-        pass
     assert not outside(into)
 
 

@@ -53,7 +53,7 @@ def rows(folder: Path) -> Iterator[tuple[str, str, str, str]]:
         for number, line in enumerate(_text(raw).split("\n"), 1):
             if not line.strip():
                 continue
-            cells = line.rstrip("\r").split("\t")
+            cells = line.rstrip("\r").split("\t", 2)
             try:
                 identity, rating, text = cells[0], float(cells[1]), cells[2].strip()
             except (IndexError, ValueError) as error:

@@ -123,20 +123,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _padding(tokenizer: tokenizers.Tokenizer, model: dict[str, Any], settings: dict[str, Any], path: Path) -> tuple[int, int]:
-    """(id, type id) to pad with: the tokenizer's own setting, its named pad token, the model's pad id, or the end-of-text token."""
+    """(id, type id) to pad with: the tokenizer's own setting, its named pad token, the model's pad id, a usual name, or the end-of-text token."""
     own = tokenizer.padding
     if own:
         return int(own["pad_id"]), int(own["pad_type_id"])
-    for key in ("pad_token", "eos_token"):
-        named = settings.get(key)
-        text = named.get("content") if isinstance(named, dict) else named
-        found = tokenizer.token_to_id(text) if isinstance(text, str) else None
-        if found is not None:
-            return found, 0
-        if key == "pad_token" and isinstance(model.get("pad_token_id"), int):
-            return int(model["pad_token_id"]), 0
-    for text in ("[PAD]", "<pad>", "<|endoftext|>"):
-        if (found := tokenizer.token_to_id(text)) is not None:
+    named = {key: value.get("content") if isinstance(value, dict) else value for key, value in settings.items() if key in ("pad_token", "eos_token")}
+    own_name = named.get("pad_token")
+    if isinstance(own_name, str) and (found := tokenizer.token_to_id(own_name)) is not None:
+        return found, 0
+    if isinstance(model.get("pad_token_id"), int):
+        return int(model["pad_token_id"]), 0
+    for text in ("[PAD]", "<pad>", named.get("eos_token")):
+        if isinstance(text, str) and (found := tokenizer.token_to_id(text)) is not None:
             return found, 0
     raise BadTask("the tokenizer has no padding token", where=str(path), do='set "pad_token" in the tokenizer_config.json beside it')
 

@@ -122,7 +122,9 @@ def check_splits(task: Task, where: str) -> Task:
             raise BadTask(
                 f"the {name} split has {len(split)} inputs and targets of shape {np.shape(split.targets)}", where=where, expected="one target per input"
             )
-        if not np.isfinite(np.asarray(split.targets, dtype=np.float64)).all():
+        if not np.issubdtype(np.asarray(split.targets).dtype, np.number):
+            raise BadTask(f"the {name} split has targets that are not numbers", where=where, expected="class numbers from 0, or floats")
+        if not np.isfinite(split.targets).all():
             raise BadTask(f"the {name} split has targets that are not finite numbers", where=where)
     if np.issubdtype(np.asarray(task.splits["test"].targets).dtype, np.integer):
         _check_classes(task, where)
@@ -131,6 +133,11 @@ def check_splits(task: Task, where: str) -> Task:
 
 def _check_classes(task: Task, where: str) -> None:
     """Every split but calibration (which only scales numbers) has two classes, and train has all classes of the others."""
+    every = np.concatenate([task.splits[name].targets for name in SPLITS])
+    if every.min() < 0:
+        raise BadTask(f"there are class numbers below 0 ({every.min()})", where=where, expected="class numbers from 0")
+    if task.classes and every.max() >= len(task.classes):
+        raise BadTask(f"there are class numbers up to {every.max()}, there are {len(task.classes)} classes", where=where, expected="numbers of `classes`")
 
     def named(label: int) -> str:
         return f'"{task.classes[label]}"' if 0 <= label < len(task.classes) else str(label)
