@@ -14,6 +14,7 @@ from lissome.core.config import Config
 from lissome.core.errors import EnvironmentLacks
 from lissome.core.measurement import Measurement
 from lissome.machine.cgroup import read_text
+from lissome.machine.interleave import measured
 
 # A window shorter than this is mostly the counter's own grain: RAPL updates each ms, NVML each 20-100 ms (zeus profiles with windows of seconds).
 _WINDOW_S = 1.0
@@ -213,15 +214,12 @@ def measure_energy(meter: EnergyMeter, work: Callable[[], Any], machine: str, wi
     All that `meter.covers` drew during the window is charged to the calls in it; idle power is not subtracted. Windows are lengthened until
     they hold at least 50 of the counter's steps. Raises EnvironmentLacks without a counter, or when it did not move at all.
     """
-    from lissome.core.statistics import median_interval
-
     _require(meter)
     meter.read_joules()
     values = [_window(meter, work, seconds) for _ in range(windows)]
     if max(values) <= 0:
         raise EnvironmentLacks(f"the {meter.name} counter did not move during {windows} windows of {seconds:g} s", do="leave out the energy limit")
-    value, low, high = median_interval(values)
-    return Measurement("energy", value * 1e3, low * 1e3, high * 1e3, "mJ", len(values), "measured", machine)
+    return measured("energy", [value * 1e3 for value in values], "mJ", machine)
 
 
 def _window(meter: EnergyMeter, work: Callable[[], Any], seconds: float) -> float:

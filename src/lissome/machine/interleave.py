@@ -17,7 +17,8 @@ def interleave(works: Mapping[K, Work], seconds: float, least: int = 9, most: in
     """Seconds per call of each work, one value per round; the i-th values of all works were taken next to each other, so they may be paired.
 
     Each work is called twice to warm up. A quick work is repeated within its round until that takes `block_s`, after one call that is not timed
-    (it pays for waking threads and filling caches). Rounds go on for about `seconds`, at least `least` and at most `most`.
+    (it pays for waking threads and filling caches). Rounds go on for about `seconds`, at least `least` and at most `most`; on a machine so busy that
+    `least` rounds would take three times `seconds`, six do, the fewest that give a 95 % interval.
     """
     repeats = {}
     for key, work in works.items():
@@ -32,7 +33,8 @@ def interleave(works: Mapping[K, Work], seconds: float, least: int = 9, most: in
             taken[key].append(timed(work, repeats[key]))
         rounds = len(next(iter(taken.values())))
         # Stop before the round that would go past the time, not after it.
-        if rounds >= least and (time.perf_counter() - begun) * (rounds + 1) / rounds > seconds:
+        after_next = (time.perf_counter() - begun) * (rounds + 1) / rounds
+        if (rounds >= least and after_next > seconds) or (rounds >= 6 and after_next > 3 * seconds):
             break
     return taken
 
@@ -43,16 +45,23 @@ def rate(name: str, amount: float, seconds: Sequence[float], unit: str, machine:
 
 
 def speedup(slow: Sequence[float], fast: Sequence[float], machine: str) -> Measurement:
-    """How many times faster, from the ratios of paired rounds of one `interleave`; unit "x"."""
-    return measured("speedup", [a / b for a, b in zip(slow, fast, strict=True)], "x", machine)
+    """How many times faster `fast` is: the median of the ratios of paired rounds of one `interleave`; unit "x"."""
+    from lissome.core.statistics import ratio_interval
+
+    return _of(ratio_interval(slow, fast), "speedup", "x", len(fast), machine)
 
 
 def measured(name: str, values: Sequence[float], unit: str, machine: str) -> Measurement:
-    """The median of repetitions with its order-statistic interval."""
+    """The median of repetitions with its order-statistic interval; with fewer than six the interval is worth less than 95 %, and says so."""
     from lissome.core.statistics import median_interval
 
-    value, low, high = median_interval(values)
-    return Measurement(name, value, low, high, unit, len(values), "measured", machine)
+    return _of(median_interval(values), name, unit, len(values), machine)
+
+
+def _of(interval: tuple[float, float, float], name: str, unit: str, n: int, machine: str) -> Measurement:
+    from lissome.core.statistics import achieved_confidence
+
+    return Measurement(name, *interval, unit, n, "measured", machine, confidence=min(0.95, achieved_confidence(n)))
 
 
 def timed(work: Work, repeats: int = 1) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Feed-forward blocks of MiniLM-L6: 384 -> 1536 -> 384.
 _WIDTHS = (384, 1536)
 _SHAPES = ((32, "1 text of 32 tokens"), (1024, "32 texts of 32 tokens"))
-# One pass at the large shape should take about this long in torch fp32; fewer blocks are stacked on slow machines.
+# One pass should not take longer than this in torch fp32: fewer than MiniLM's six blocks are stacked for the large shape and on slow machines.
 _PASS_S = 0.05
 
 
@@ -51,17 +51,24 @@ def measure_layers(machine: str, cores: int, gflops: float, seconds: float = 8.0
     """Time a stack of linear layers on `cores` threads in each runtime, in turn. `gflops` is torch's fp32 peak, which sets how many layers are stacked."""
     import torch
 
-    blocks = min(6, max(1, int(_PASS_S * gflops * 1e9 / Stack(_SHAPES[-1][0], (384, 1536, 384)).flops)))
-    widths = _WIDTHS * blocks + _WIDTHS[:1]
     skipped: dict[str, str] = {}
     timings: list[LayerTiming] = []
+    stacked: list[str] = []
     before = torch.get_num_threads()
     try:
         for rows, shape in _SHAPES:
-            timings += _at_shape(Stack(rows, widths), shape, machine, cores, seconds / len(_SHAPES), skipped, noise)
+            blocks = _blocks(rows, gflops)
+            stacked.append(f"{blocks} for {shape}")
+            timings += _at_shape(Stack(rows, _WIDTHS * blocks + _WIDTHS[:1]), shape, machine, cores, seconds / len(_SHAPES), skipped, noise)
     finally:
         torch.set_num_threads(before)
-    return Layers(what=f"{blocks} feed-forward block{'s' if blocks > 1 else ''} 384 -> 1536 -> 384", timings=tuple(timings), skipped=skipped)
+    return Layers(what=f"feed-forward blocks 384 -> 1536 -> 384 ({', '.join(stacked)})", timings=tuple(timings), skipped=skipped)
+
+
+def _blocks(rows: int, gflops: float) -> int:
+    """How many blocks to stack, 1 to 6."""
+    one = Stack(rows, (*_WIDTHS, _WIDTHS[0])).flops
+    return min(6, max(1, int(_PASS_S * gflops * 1e9 / one)))
 
 
 def _at_shape(stack: Stack, shape: str, machine: str, cores: int, seconds: float, skipped: dict[str, str], noise: NoiseMeter | None) -> list[LayerTiming]:

@@ -74,7 +74,8 @@ def _threads_lever(peaks: Peaks) -> Lever | None:
         return None
     if products is None:
         return Lever(name="threads", sentence="One core is usable: there is nothing to gain from threads.", pays="no")
-    advice = " Run on one." if pays(products) == "no" else ""
+    # On 2 cores with one busy neighbour a stack of 12 layers took 240 ms on two spinning threads, 8.4 ms on two that sleep, 7.3 ms on one.
+    advice = " Run on one, or set OMP_WAIT_POLICY=PASSIVE so that threads sleep while they wait." if pays(products) == "no" else ""
     copying = f" and {times(copies)} on copies" if copies else ""
     gains = tuple(gain for gain in (products, copies) if gain)
     return Lever(

@@ -74,8 +74,21 @@ class NoiseMeter:
         if len(seconds) >= 4:
             self.spreads.append(spread(seconds))
 
+    def result(self) -> Noise:
+        """The noise of the block that has ended. Raises RuntimeError while it still runs."""
+        if self.noise is None:
+            raise RuntimeError("the noise of a block is known when the block has ended")
+        return self.noise
+
     def __exit__(self, *_: object) -> None:
         self.noise = _difference(self.begun, _read(self.root, self.pid), self.spreads, _load(self.root))
+
+
+def watch(seconds: float = 0.5, root: Path = Path("/")) -> Noise:
+    """How noisy the machine is now, from doing nothing for a moment."""
+    with NoiseMeter(root) as meter:
+        time.sleep(seconds)
+    return meter.result()
 
 
 def spread(values: Sequence[float]) -> float:

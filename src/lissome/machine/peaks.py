@@ -11,7 +11,7 @@ from lissome.core.config import Config
 from lissome.core.errors import EnvironmentLacks
 from lissome.core.measurement import Measurement
 from lissome.machine.identity import last_level_cache
-from lissome.machine.interleave import Work, interleave, measured, rate, timed
+from lissome.machine.interleave import Work, interleave, rate, speedup, timed
 from lissome.machine.stacks import RUNNERS, Stack
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _in_runtime(engine: str, precision: str, stack: Stack) -> Callable[[int], Wo
 
 def _gain(faster: str, slower: str, a: Sequence[float], b: Sequence[float], machine: str) -> Gain:
     """The ratio of two series of rates, round by round."""
-    return Gain(faster=faster, slower=slower, ratio=measured("speedup", [x / y for x, y in zip(a, b, strict=True)], "x", machine))
+    return Gain(faster=faster, slower=slower, ratio=speedup([1 / r for r in b], [1 / r for r in a], machine))
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from lissome.machine.energy import EnergyState, energy_state
 from lissome.machine.identity import Cores, Host, identify, this_host, usable_cores
 from lissome.machine.layers import Layers, measure_layers
 from lissome.machine.levers import Lever, levers
-from lissome.machine.noise import Noise, NoiseMeter
+from lissome.machine.noise import Noise, NoiseMeter, watch
 from lissome.machine.peaks import Peaks, measure_peaks
 from lissome.machine.versions import installed, versions
 
@@ -64,18 +64,20 @@ class Probe(Config):
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """Everything worth saying in words: levers, compiler, energy, noise."""
-        return (*(lever.sentence for lever in self.levers), self.compiler.sentence, self.energy.sentence, self.noise.sentence)
+        """Everything worth saying in words: levers, compiler, energy, noise (first where it was noisy, because it colours all the rest)."""
+        said = (*(lever.sentence for lever in self.levers), self.compiler.sentence, self.energy.sentence)
+        return (self.noise.sentence, *said) if self.noise.verdict == "noisy" else (*said, self.noise.sentence)
 
 
 def probe(cache: Cache | None = None, progress: Progress | None = None, *, fresh: bool = False) -> Probe:
     """Measure this machine (under a minute), or hand over what an earlier probe of the same machine and versions found.
 
-    `fresh` measures again. What was found is kept in `cache`, if one is given.
+    `fresh` measures again, and so does an answer from a noisy moment when it is quiet now. What was found is kept in `cache`, if one is given.
     """
     progress = progress or Silent()
     key = probe_key(identify())
-    if cache is not None and not fresh and (kept := _kept(cache, key)) is not None:
+    kept = _kept(cache, key) if cache is not None and not fresh else None
+    if kept is not None and (kept.noise.verdict != "noisy" or watch().verdict == "noisy"):
         return kept
     found = _measure(progress)
     if cache is not None:
@@ -125,8 +127,7 @@ def _measure(progress: Progress) -> Probe:
         layers = measure_layers(machine.fingerprint, cores.usable, _torch_gflops(peaks), noise=meter)
         progress.step(note="linear layers in each engine")
     engines, missing = installed_engines()
-    noise = meter.noise
-    assert noise is not None  # set when the block above ended
+    noise = meter.result()
     progress.step(note="counters, versions")
     return Probe(
         machine=machine.model_copy(update={"noise": noise.sentence}),
