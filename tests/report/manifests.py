@@ -20,7 +20,7 @@ def figures(p50: float, p95: float, memory: float, size: float, batch: int = 32)
     return (
         measured("latency_p50", p50, p50 * 0.03, "ms"),
         measured("latency_p95", p95, p95 * 0.06, "ms"),
-        measured("throughput", 1000 * batch / (p50 * 14), 1000 * batch / (p50 * 14) * 0.04, "/s"),
+        measured("throughput", 1000 * batch / (p50 * 14), 1000 * batch / (p50 * 14) * 0.04, "1/s"),
         measured("memory", memory, memory * 0.01, "MB", n=3),
         Measurement("size", size, size, size, "MB", 1, "counted", FINGERPRINT),
     )

@@ -114,3 +114,8 @@ def test_a_clause_finds_its_limit_by_text_or_by_figure() -> None:
 def test_an_unknown_quantity_is_named_by_itself() -> None:
     assert figures.quantity("wake_ups").label == "wake ups"
     assert figures.quantity("latency_p50_batch32").gain == "faster"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.2213, "0.22"), (0.0061, "0.0061"), (3.2e-7, "3e−7"), (0.0, "0"), (None, "–"), (math.nan, "–")])
+def test_relative_differences_are_short(value: float | None, text: str) -> None:
+    assert figures.small(value) == text

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import manifests
 import pytest
 from rich.console import Console
 
+from lissome.core.cache import Entry
 from lissome.data.check import Lengths, Overlap, TaskReport
 from lissome.machine.energy import EnergyState
 from lissome.machine.layers import Layers, LayerTiming
@@ -14,7 +16,18 @@ from lissome.machine.levers import Lever
 from lissome.machine.noise import Noise
 from lissome.machine.peaks import Peak, Peaks
 from lissome.machine.probe import Compiler, Probe
-from lissome.report.terminal import before_after_table, measurements_table, options_table, probe_table, task_report_table, verdict_text
+from lissome.optimize.recheck import Rechecked
+from lissome.report.terminal import (
+    before_after_table,
+    cache_table,
+    measurements_table,
+    options_table,
+    prediction_lines,
+    probe_table,
+    recheck_text,
+    task_report_table,
+    verdict_text,
+)
 
 
 def shown(renderable: object, width: int = 80) -> str:
@@ -180,3 +193,33 @@ def test_a_probe_shows_peaks_layers_and_a_sentence_per_lever() -> None:
         "No C++ compiler.",
     ):
         assert expected in joined
+
+
+def test_a_recheck_says_where_and_how_noisy() -> None:
+    manifest = manifests.not_met()
+    here = recheck_text(Rechecked(manifest, manifest.verdict, True, "Quiet."))
+    assert here.splitlines()[0].startswith("UNCERTAIN  accuracy drop")
+    assert "Machine    measured again on the machine it was made on" in here
+    assert "Noise      Quiet." in here
+    elsewhere = " ".join(recheck_text(Rechecked(manifest, manifest.verdict, False, "")).split())
+    assert "on another machine than the one it was made on (Intel(R) Xeon(R) Platinum 8488C)" in elsewhere
+
+
+def test_predictions_are_one_line_each() -> None:
+    inputs = ["a film\nof two lines", "word " * 60]
+    text = prediction_lines(inputs, [{"label": "positive", "probability": 0.98321}, {"label": "negative", "probability": 0.6}])
+    first, second = text.splitlines()
+    assert first == "positive  0.983  a film of two lines"
+    assert second.startswith("negative  0.600  word word")
+    assert len(second) <= 80
+    assert prediction_lines(["1,2"], [{"output": [0.5]}]) == "[0.5]  1,2"
+    assert prediction_lines([], []) == ""
+
+
+def test_the_cache_is_listed_by_kind() -> None:
+    root = Path("/tmp/cache")
+    entries = [Entry("forms", "a", root, 80_000_000, 0.0), Entry("timings", "b", root, 2_000, 0.0), Entry("forms", "c", root, 10_000_000, 0.0)]
+    text = shown(cache_table(root, entries))
+    assert "holds   3 entries, 90.0 MB" in text
+    assert [line.split() for line in text.splitlines()[-2:]] == [["forms", "2", "90.0"], ["timings", "1", "0.0"]]
+    assert "holds   nothing" in shown(cache_table(root, []))

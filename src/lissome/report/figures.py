@@ -71,6 +71,16 @@ def plain(value: float) -> str:
     return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("-", "−")
 
 
+def small(value: float | None) -> str:
+    """A relative difference: 0.22, 0.006, 3e-7; a dash for None and NaN."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value == 0 or abs(value) >= 0.001:
+        return f"{value:.2g}"
+    digits, power = f"{value:.0e}".split("e")
+    return f"{digits}e−{abs(int(power))}"
+
+
 def places(figure: Measurement) -> int:
     """Decimals a figure and its interval are shown with: two for points and percentages, else three significant digits."""
     if figure.unit in ("pt", "%"):
@@ -83,7 +93,8 @@ def value(figure: Measurement | None) -> str:
     if figure is None or not math.isfinite(figure.value):
         return DASH
     tag = " (estimated)" if figure.method == "estimated" else ""
-    return f"{number(figure.value, places(figure))} {figure.unit}".rstrip() + tag
+    unit = "/s" if figure.unit == "1/s" else figure.unit
+    return f"{number(figure.value, places(figure))} {unit}".rstrip() + tag
 
 
 def interval(figure: Measurement | None) -> str:

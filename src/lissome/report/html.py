@@ -56,7 +56,7 @@ def render(manifest: Manifest) -> str:
         loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = _asset("report.css"), _asset("report.js")
-    environment.filters.update(number=figures.number, value=figures.value, interval=figures.interval, duration=duration, gb=_gb)
+    environment.filters.update(number=figures.number, small=figures.small, value=figures.value, interval=figures.interval, duration=duration, gb=_gb)
     return environment.get_template("report.html").render(
         m=manifest,
         style=style,

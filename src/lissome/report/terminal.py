@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lissome.core.contract import Clause
+from lissome.core.contract import Clause, Verdict
 from lissome.core.manifest import Manifest
 from lissome.core.measurement import Measurement
 from lissome.report import figures
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from lissome.core.cache import Entry
     from lissome.data.check import TaskReport
     from lissome.machine.peaks import Peak
     from lissome.machine.probe import Probe
+    from lissome.optimize.recheck import Rechecked
 
 WIDTH = 80
 _WORD = {"met": "MET", "not met": "NOT MET", "cannot certify": "UNCERTAIN"}
@@ -30,18 +33,37 @@ def verdict_text(manifest: Manifest, width: int = WIDTH) -> str:
     Lines are wrapped to `width`, commands are not: they are there to be copied.
     """
     verdict = manifest.verdict
-    lines = [(_WORD[clause.status], clause_sentence(clause)) for clause in verdict.clauses]
+    lines = _clause_lines(verdict)
     if verdict.status == "infeasible":
         lines.append(("INFEASIBLE", verdict.summary))
     tried = sum(row.outcome not in ("original", "skipped") for row in manifest.tried)
     word = "Nearest" if verdict.status == "infeasible" else "Plan"
     lines.append((word, f"{manifest.plan.name}; {tried} options tried in {duration(manifest.spent_seconds)}"))
-    margin = max(len(word) for word in ("Replay", *(word for word, _ in lines))) + 2
-    text = [_wrapped(word, sentence, margin, width) for word, sentence in lines]
+    text, margin = _aligned(lines, width)
     if verdict.nearest:
         text.append(f"{'Try':<{margin}}{verdict.nearest}")
     text.append(f"{'Replay':<{margin}}{manifest.replay}")
     return "\n".join(text)
+
+
+def recheck_text(found: Rechecked, width: int = WIDTH) -> str:
+    """`verify`'s answer: the artifact's limits held against new figures, whether this is the machine it was made on, how noisy it was."""
+    lines = _clause_lines(found.verdict)
+    made = found.manifest.machine.cpu
+    where = "the machine it was made on" if found.same_machine else f"another machine than the one it was made on ({made})"
+    lines += [("Machine", f"measured again on {where}"), *([("Noise", found.noise)] if found.noise else [])]
+    return "\n".join(_aligned(lines, width)[0])
+
+
+def _clause_lines(verdict: Verdict) -> list[tuple[str, str]]:
+    """A word and a sentence for each limit."""
+    return [(_WORD[clause.status], clause_sentence(clause)) for clause in verdict.clauses]
+
+
+def _aligned(lines: Sequence[tuple[str, str]], width: int) -> tuple[list[str], int]:
+    """The lines wrapped in two columns, and the width of the first."""
+    margin = max(len(word) for word in ("Replay", *(word for word, _ in lines))) + 2
+    return [_wrapped(word, sentence, margin, width) for word, sentence in lines], margin
 
 
 def clause_sentence(clause: Clause) -> str:
@@ -115,6 +137,32 @@ def measurements_table(rows: Iterable[Measurement]) -> Table:
         cells = (figures.quantity(row.name).label, figures.value(row).replace(" (estimated)", ""), figures.interval(row), f"{row.n:,}", row.method)
         table.add_row(*map(_plain, cells))
     return table
+
+
+def prediction_lines(inputs: Sequence[object], predictions: Sequence[Mapping[str, object]]) -> str:
+    """One line an input: label and probability, or the plain outputs, then the input itself, shortened."""
+    lines = []
+    for given, found in zip(inputs, predictions, strict=True):
+        probability = found.get("probability")
+        answer = f"{found['label']}  {probability:.3f}" if isinstance(probability, float) else str(found.get("label", found.get("output", "")))
+        lines.append((answer, " ".join(str(given).split())))
+    wide = min(max((len(answer) for answer, _ in lines), default=0), WIDTH // 2)
+    return "\n".join(f"{answer:<{wide}}  {textwrap.shorten(text, max(WIDTH - wide - 2, 20), placeholder=' ...')}" for answer, text in lines)
+
+
+def cache_table(root: Path, entries: Sequence[Entry]) -> Group:
+    """Where the cache is, and what it holds by kind, largest first."""
+    from rich.console import Group
+
+    kinds: dict[str, list[int]] = {}
+    for entry in entries:
+        kinds.setdefault(entry.kind, []).append(entry.bytes)
+    table = _table([("kind", "left"), ("entries", "right"), ("MB", "right")])
+    for kind, sizes in sorted(kinds.items(), key=lambda item: -sum(item[1])):
+        table.add_row(_plain(kind), f"{len(sizes):,}", f"{sum(sizes) / 1e6:,.1f}")
+    total = f"{len(entries):,} entries, {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB"
+    facts = _facts(("folder", str(root)), ("holds", total if entries else "nothing"))
+    return Group(facts, "", table) if entries else Group(facts)
 
 
 def probe_table(probe: Probe) -> Group:
