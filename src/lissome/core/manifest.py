@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pydantic
 
+from lissome.core.cache import disk_errors
 from lissome.core.config import Config
 from lissome.core.contract import Contract, Verdict
 from lissome.core.errors import BadArtifact
@@ -15,7 +16,7 @@ from lissome.core.measurement import Measurement
 from lissome.core.model import Architecture
 from lissome.core.task import Padding, SplitName
 
-SCHEMA = 1
+SCHEMA: Final = 1
 Precision = Literal["fp32", "bf16", "int8-dynamic", "int8-static"]
 
 
@@ -125,11 +126,15 @@ class Manifest(Config):
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write `folder/manifest.json` atomically; return its path."""
+    """Write `folder/manifest.json` atomically; return its path. Raises EnvironmentLacks when the disk is full or read-only."""
     path = folder / "manifest.json"
     temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with disk_errors("manifest.json", folder):
+        try:
+            temporary.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 

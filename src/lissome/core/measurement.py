@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from lissome.core.errors import Incomparable, MachineMismatch
 
@@ -19,6 +21,9 @@ class Measurement:
     method: "measured" | "counted" (exact, as bytes in a file) | "estimated" (can never satisfy a contract).
     machine: fingerprint of the machine; comparing two machines raises MachineMismatch.
     """
+
+    # JSON has no infinity: an unbounded end is written as the string "Infinity", which reads back as the number, where null would not.
+    __pydantic_config__: ClassVar[ConfigDict] = {"ser_json_inf_nan": "strings"}
 
     name: str
     value: float

@@ -28,7 +28,7 @@ def log_factorial(k: ArrayLike) -> Floats:
     inverse = 1.0 / large
     series = inverse * (1 / 12 - inverse**2 * (1 / 360 - inverse**2 * (1 / 1260 - inverse**2 / 1680)))
     stirling = (large + 0.5) * np.log(large) - large + 0.5 * math.log(2 * math.pi) + series
-    return np.where(k < 16, _SMALL[np.minimum(k, 15)], stirling)
+    return np.asarray(np.where(k < 16, _SMALL[np.minimum(k, 15)], stirling))
 
 
 def log_choose(n: ArrayLike, k: ArrayLike) -> Floats:

@@ -41,7 +41,14 @@ def likely_range(original: Floats, candidate: Floats) -> tuple[float, float]:
 
 
 def bootstrap_drop(
-    original: Floats, candidate: Floats, margin: float, confidence: float, seed: int = 0, relative: bool = False, score_range: tuple[float, float] | None = None
+    original: Floats,
+    candidate: Floats,
+    margin: float,
+    confidence: float,
+    seed: int = 0,
+    relative: bool = False,
+    score_range: tuple[float, float] | None = None,
+    draws: int = DRAWS,
 ) -> BootstrapDrop:
     """Mean of original - candidate over paired scores [n] (a share of the original's mean when `relative`), with bounds one-sided at `confidence`.
 
@@ -54,8 +61,7 @@ def bootstrap_drop(
     if relative and original.mean() <= 0:
         raise BadInput(f"a drop relative to a mean score of {original.mean():g} has no meaning", do="set an absolute limit instead")
     miss = 1 - confidence
-    worst, best = _reweighted(original, candidate, (least, greatest), np.random.default_rng(seed), relative)
-    draws = len(worst)
+    worst, best = _reweighted(original, candidate, (least, greatest), np.random.default_rng(seed), relative, draws)
     allowed = math.floor(miss * (draws + 1) + 1e-9) - 1
     if allowed < 0:
         raise BadInput(f"a confidence of {confidence:.6%} needs more than {draws} bootstrap draws", do="ask for at most 99.99%")
@@ -66,8 +72,10 @@ def bootstrap_drop(
     return BootstrapDrop(drop / float(original.mean()) if relative else drop, low, high, (above + 1) / (draws + 1))
 
 
-def _reweighted(original: Floats, candidate: Floats, score_range: tuple[float, float], generator: np.random.Generator, relative: bool) -> tuple[Floats, Floats]:
-    """DRAWS reweighted drops with the worst possible example added, and with the best: two arrays [DRAWS].
+def _reweighted(
+    original: Floats, candidate: Floats, score_range: tuple[float, float], generator: np.random.Generator, relative: bool, draws: int
+) -> tuple[Floats, Floats]:
+    """Reweighted drops with the worst possible example added, and with the best: two arrays [draws].
 
     Dirichlet weights are exponentials over their sum; equal pairs share one gamma variable, so that scores of few distinct values are quick.
     """
@@ -77,8 +85,8 @@ def _reweighted(original: Floats, candidate: Floats, score_range: tuple[float, f
     worst: list[Floats] = []
     best: list[Floats] = []
     single = bool(counts.max() == 1)
-    for begin in range(0, DRAWS, chunk):
-        rows = min(chunk, DRAWS - begin)
+    for begin in range(0, draws, chunk):
+        rows = min(chunk, draws - begin)
         size = (rows, len(pairs))
         weights = generator.standard_exponential(size) if single else generator.standard_gamma(counts.astype(np.float64), size)
         extra = generator.standard_exponential(rows)

@@ -75,10 +75,8 @@ def certify_drop(
     if exact:
         _check_binary(original, candidate)
         score_range = (0.0, 1.0)
-        if relative:
-            found = _exact_relative(lost, gained, n, int(original.sum()), margin, confidence)
-        else:
-            found = _exact_absolute(lost, gained, n, margin, confidence)
+        right = int(original.sum())
+        found = _exact_relative(lost, gained, n, right, margin, confidence) if relative else _exact_absolute(lost, gained, n, margin, confidence)
     else:
         score_range = score_range or likely_range(original, candidate)
         found = bootstrap_drop(original, candidate, margin, confidence, seed, relative, score_range)

@@ -226,20 +226,32 @@ def drop_upper_bound(lost: int, gained: int, n: int, confidence: float, near: fl
     if seen.outcomes is None:
         return 1.0
 
-    def certified(margin: float) -> bool:
-        return _largest_probability(seen, margin) + seen.gamma <= 1 - confidence
+    def excess(margin: float) -> float:
+        """log(p / allowed): above zero where the margin is not certified."""
+        p_value = _largest_probability(seen, margin) + seen.gamma
+        ratio = math.log(p_value / (1 - confidence))
+        return max(ratio, 1e-300) if p_value > 1 - confidence else min(ratio, 0.0)
 
-    low, high = -1.0, 1.0
+    low, high, above, below = -1.0, 1.0, math.inf, -math.inf
     guess = float(asymptotic_upper_bound(lost, gained, n, confidence))
     step = 0.02 * (guess - (lost - gained) / n) + 1e-4
-    for probe in [near] if near is not None and -1 < near < 1 else []:
-        low, high = (low, probe) if certified(probe) else (probe, high)
-    for probe in (guess + step, guess - step, guess + 8 * step):
-        if low < probe < high:
-            low, high = (low, probe) if certified(probe) else (probe, high)
-    while high - low > 1e-7:
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if certified(middle) else (middle, high)
+    first = [guess + step, guess - step, guess + 8 * step]
+    if near is not None and -1 < near < 1:
+        first.insert(0, near)
+    while first or high - low > 1e-7:
+        if first:
+            probe = first.pop(0)
+            if not low < probe < high:
+                continue
+        else:
+            # log p is close to a straight line here; the ends of the clip close the bracket from the far side once the line has hit.
+            share = above / (above - below) if math.isfinite(above - below) else 0.5
+            probe = low + (high - low) * min(max(share, 0.01), 0.99)
+        found = excess(probe)
+        if found > 0:
+            low, above = probe, found
+        else:
+            high, below = probe, found
     return high
 
 
