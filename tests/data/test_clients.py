@@ -84,6 +84,7 @@ def test_an_unreachable_index_is_named_without_its_address(registry: Path, into:
     with pytest.raises(Unreachable) as caught:
         pip_download("tiny", "1.0", "a" * 64, False, into)
     assert "secret" not in str(caught.value)
+    assert "Failed to establish a new connection" in str(caught.value)
 
 
 def test_without_pip_the_way_out_is_named(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,12 @@ def _only_file(folder: Path, output: str, name: str, expected: str) -> Path:
     got = re.search(r"Got\s+([0-9a-f]{64})", output)
     if got:
         raise wrong_checksum(f"`{name}`", expected, got.group(1))
-    lines = [line.strip() for line in output.splitlines() if re.search(r"error", line, re.IGNORECASE) and "complete log" not in line]
-    complaint = re.sub(r"\S+://\S+", "(address)", "; ".join(lines[:3]))[:400] or "it left no file"
-    raise Unreachable(f"`{name}` brought nothing: {complaint}.", do="check the network or the registry's mirror, then run the same command again")
+    raise Unreachable(f"`{name}` brought nothing: {_complaint(output)}.", do="check the network or the registry's mirror, then run the same command again")
+
+
+def _complaint(output: str) -> str:
+    """The client's own error lines in short, addresses left out. pip says why it cannot connect only in its warnings, so that comes first."""
+    reason = re.search(r"Failed to [^'\"]+|[^'\":(]*(?:timed out|not known|name resolution|verify failed)[^'\":(]*", output)
+    lines = [line.removeprefix("ERROR: ").strip() for line in output.splitlines() if line.startswith(("ERROR", "npm error", "npm ERR!"))]
+    said = [*([reason.group().strip()] if reason else []), *[line for line in lines if line and "complete log" not in line][:2]]
+    return re.sub(r"\S+://\S+", "(address)", "; ".join(said))[:300].rstrip(". ") or "it left no file"

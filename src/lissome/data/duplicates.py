@@ -17,27 +17,21 @@ def example_key(example: Any) -> bytes:
 
     Texts: after Unicode NFKC, case folding and collapsing white space. Arrays: dtype, shape and bytes. Tuples, lists and dicts: part by part.
     """
-    total = hashlib.blake2b(digest_size=16)
-    _feed(total, example)
-    return total.digest()
+    return hashlib.blake2b(_spelled(example), digest_size=16).digest()
 
 
-def _feed(total: Any, part: Any) -> None:
+def _spelled(part: Any) -> bytes:
+    """Bytes that name the value and where it ends, so that neighbouring parts do not run together."""
     if isinstance(part, str):
         text = " ".join(unicodedata.normalize("NFKC", part).casefold().split()).encode("utf-8", "surrogatepass")
-        total.update(b"s%d:" % len(text))
-        total.update(text)
-    elif isinstance(part, np.ndarray):
-        total.update(f"a{part.dtype.str}{part.shape}:".encode())
-        total.update(np.ascontiguousarray(part).tobytes())
-    elif isinstance(part, Mapping):
-        _feed(total, [item for key in sorted(part) for item in (key, part[key])])
-    elif isinstance(part, Sequence) and not isinstance(part, (bytes, bytearray)):
-        total.update(b"l%d:" % len(part))
-        for inner in part:
-            _feed(total, inner)
-    else:
-        total.update(f"o{part!r};".encode("utf-8", "surrogatepass"))
+        return b"s%d:%b" % (len(text), text)
+    if isinstance(part, np.ndarray):
+        return f"a{part.dtype.str}{part.shape}:".encode() + np.ascontiguousarray(part).tobytes()
+    if isinstance(part, Mapping):
+        return _spelled([item for key in sorted(part) for item in (key, part[key])])
+    if isinstance(part, Sequence) and not isinstance(part, (bytes, bytearray)):
+        return b"l%d:%b" % (len(part), b"".join(map(_spelled, part)))
+    return f"o{part!r};".encode("utf-8", "surrogatepass")
 
 
 def keys_of(examples: Iterable[Any]) -> list[bytes]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import zlib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def read_idx(path: Path, where: str) -> np.ndarray:
     return np.frombuffer(data, dtype=kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _read(file: IO[bytes], most: int) -> bytes:
+def _read(file: io.BufferedIOBase, most: int) -> bytes:
     """Up to `most` bytes, block by block: a damaged header may ask for more than there is memory."""
     held = bytearray()
     while len(held) < most and (block := file.read(min(most - len(held), 1 << 20))):

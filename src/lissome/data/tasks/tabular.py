@@ -28,7 +28,7 @@ MAX_CATEGORIES = 200
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns one row into float32 [features]: (number - mean) / std, then one column per known category.
+    """Turns rows into float32 [n, features]: (number - mean) / std, then one column per known category.
 
     columns: feature columns in the order of the file. numeric: name -> (mean, std) of the train split. categorical: name -> known values;
     a value that train does not have gives zeros in all of that column's features.
@@ -39,13 +39,15 @@ class Encoder:
     categorical: Mapping[str, tuple[str, ...]]
     input: str
 
-    def encode(self, row: Sequence[Any]) -> np.ndarray:
-        """One row of `columns`: floats for the numeric ones, texts for the others."""
-        named = dict(zip(self.columns, row, strict=True))
-        values = [(named[name] - mean) / std for name, (mean, std) in self.numeric.items()]
+    def encode(self, rows: Sequence[Sequence[Any]]) -> np.ndarray:
+        """float32 [n, features] of rows of `columns`: floats for the numeric ones, texts for the others."""
+        cells = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
+        features = [((np.array(cells[name], dtype=np.float64) - mean) / std)[:, None] for name, (mean, std) in self.numeric.items()]
         for name, known in self.categorical.items():
-            values += [1.0 if named[name] == value else 0.0 for value in known]
-        return np.array(values, dtype=np.float32)
+            position = {value: i for i, value in enumerate(known)}
+            at = np.array([position.get(value, len(known)) for value in cells[name]])
+            features.append(np.eye(len(known) + 1)[at, : len(known)])
+        return np.concatenate(features, axis=1).astype(np.float32)
 
     def collate(self, rows: Sequence[np.ndarray], padding: Padding) -> dict[str, np.ndarray]:
         """A batch as float32 [n, features]; `padding` changes nothing."""
@@ -72,7 +74,8 @@ class Encoder:
             if name in self.numeric and (number is None or not math.isfinite(number)):
                 raise BadInput(f'"{value}" in the column "{name}" is not a number', expected=expected)
             row.append(number if name in self.numeric else value.strip())
-        return self.encode(row)
+        parsed: np.ndarray = self.encode([row])[0]
+        return parsed
 
 
 def tabular_task(file: TaskFile, config: Tabular, ref: str) -> Task:
@@ -88,7 +91,7 @@ def tabular_task(file: TaskFile, config: Tabular, ref: str) -> Task:
     task = Task(
         name=config.name or file.path.stem,
         kind=config.kind,
-        splits={name: Split([encoder.encode(row) for row in part.inputs], targets[name]) for name, part in divided.splits.items()},
+        splits={name: Split(list(encoder.encode(part.inputs)) if len(part) else [], targets[name]) for name, part in divided.splits.items()},
         collate=encoder.collate,
         score=negative_absolute_error if regression else correct,
         fingerprint=digest("tabular", ALGORITHM, {name: file_sha256(rows.path) for name, rows in tables.items()}, settings),
