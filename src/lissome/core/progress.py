@@ -14,11 +14,14 @@ class Progress(Protocol):
     stage(text, total): begin a named stage of `total` steps (None when unknown); step(n, note): advance it; say(text): one line.
     """
 
-    def stage(self, text: str, total: int | None = None) -> None: ...
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Begin a named stage of `total` steps."""
 
-    def step(self, n: int = 1, note: str = "") -> None: ...
+    def step(self, n: int = 1, note: str = "") -> None:
+        """Advance the stage."""
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Say one line."""
 
 
 class Silent:

@@ -86,4 +86,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise BadArtifact(f"the file {name} is missing.", where=str(folder), do="copy the whole artifact, or optimize again")
         if file_sha256(path) != sha:
-            raise BadArtifact(f"the file {name} was changed after the artifact was written.", where=str(folder), do="copy it again from where it was made, or optimize again")
+            raise BadArtifact(
+                f"the file {name} was changed after the artifact was written.", where=str(folder), do="copy it again from where it was made, or optimize again"
+            )

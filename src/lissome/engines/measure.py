@@ -18,6 +18,7 @@ from lissome.core.measurement import Measurement, counted
 from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import median_interval, ratio_interval
 from lissome.engines.process import EngineFailed, Process, write_batches
+from lissome.machine.energy import EnergyMeter, find_meter
 from lissome.machine.noise import Noise, NoiseMeter
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Batches = Sequence[Mapping[str, np.ndarray]]
 
 SLICE_S = 0.06
+FINE_J = 0.01
+"""Energy is read per slice where the counter's step is at most this; a battery's is far too coarse for that."""
 SKIP = 3
 """Unrecorded calls at the start of a slice: they bring the caches back from what ran before."""
 
@@ -83,9 +86,7 @@ def speedup(original: Result, candidate: Result, name: str, machine: str, confid
     return Measurement(f"speedup_{name}", value, low, high, "x", len(candidate.rounds[name]), "measured", machine, confidence)
 
 
-def measure(
-    subjects: Sequence[Subject], machine: str, *, rounds: int = 15, threads: int, ram_mb: float | None = None, progress: Progress | None = None
-) -> Run:
+def measure(subjects: Sequence[Subject], machine: str, *, rounds: int = 15, threads: int, ram_mb: float | None = None, progress: Progress | None = None) -> Run:
     """Measure all subjects in one interleaved run.
 
     ram_mb: bound on all measured processes together; subjects that no longer fit are marked failed with that reason.
@@ -97,6 +98,8 @@ def measure(
     with ExitStack() as stack, NoiseMeter() as meter:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lissome-")))
         processes: dict[int, Process] = {}
+        joules = find_meter()
+        counter = joules if joules.available() and joules.grain_j <= FINE_J else None
         used = 0.0
         for i, result in enumerate(results):
             progress.step(note=result.subject.name)
@@ -112,7 +115,7 @@ def measure(
             order = list(processes)
             for i in order[turn % max(len(order), 1) :] + order[: turn % max(len(order), 1)]:
                 if results[i].failed is None:
-                    _slice(processes[i], results[i])
+                    _slice(processes[i], results[i], counter)
             progress.step(note=f"round {turn + 1} of {rounds}")
         for i, process in processes.items():
             if results[i].failed is None:
@@ -136,10 +139,13 @@ def _start(process: Process, result: Result, batches: Path, machine: str) -> boo
     return result.failed is None
 
 
-def _slice(process: Process, result: Result) -> None:
-    """One subject's share of a round."""
+def _slice(process: Process, result: Result, counter: EnergyMeter | None) -> None:
+    """One subject's share of a round. Its energy is the whole package's over the slice, idle share included, per call."""
     try:
+        before = counter.read_joules() if counter else 0.0
         ms = process.ask("time", seconds=SLICE_S, skip=SKIP)["ms"]
+        if counter:
+            result.energy_mj.append(1e3 * (counter.read_joules() - before) / (len(ms) + SKIP))
     except EngineFailed as error:
         result.failed = error.what
         return

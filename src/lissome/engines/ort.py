@@ -19,7 +19,9 @@ def support(isa: Sequence[str]) -> Support:
     version = installed("onnxruntime") if installed("onnx") and installed("onnxscript") else None
     if version is None:
         return Support("onnxruntime", None, "onnx", (), {"*": 'not installed; pip install "lissome[onnx]"'})
-    return Support("onnxruntime", version, "onnx", ("fp32", "int8-dynamic", "int8-static"), {"bf16": "ONNX Runtime's CPU kernels do not run whole models in bf16"})
+    return Support(
+        "onnxruntime", version, "onnx", ("fp32", "int8-dynamic", "int8-static"), {"bf16": "ONNX Runtime's CPU kernels do not run whole models in bf16"}
+    )
 
 
 def load(form: Path, how: Load) -> OrtSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -77,9 +78,7 @@ class Process:
 
     def load(self, engine: str, form: Path, precision: str, batches: Path, shapes: Mapping[str, Sequence[int]] | None, probes: bool = False) -> dict[str, Any]:
         """Load a form and run its first batch; the answer has load_s, first_s and describe."""
-        answer = self.ask(
-            "load", engine=engine, form=str(form), precision=precision, threads=self.threads, batches=str(batches), shapes=shapes, probes=probes
-        )
+        answer = self.ask("load", engine=engine, form=str(form), precision=precision, threads=self.threads, batches=str(batches), shapes=shapes, probes=probes)
         self.cold_start_s = time.perf_counter() - self.spawned
         return answer
 
@@ -94,10 +93,8 @@ class Process:
     def close(self) -> None:
         """End the process and wait for it."""
         if self.process.stdin is not None and not self.process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it died before; there is nothing left to tell it
                 self.process.stdin.close()
-            except BrokenPipeError:
-                pass  # it died before; there is nothing left to tell it
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -118,7 +115,8 @@ def write_batches(batches: Batches, path: Path) -> Path:
     """Batches as an .npz that the measured process reads."""
     import numpy as np
 
-    np.savez(path, **{f"{i:04d}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()})
+    named: dict[str, Any] = {f"{i:04d}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
+    np.savez(path, **named)
     return path
 
 

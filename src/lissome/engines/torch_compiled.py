@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lissome.engines import torch_eager
 from lissome.engines.table import Load, Support
@@ -37,7 +37,7 @@ def load(form: Path, how: Load) -> torch_eager.TorchSession:
     module, names = torch_eager.load_module(form)
     if how.precision == "bf16":
         module = module.to(torch.bfloat16)
-    compiled = torch.compile(module, dynamic=how.shapes is None)
+    compiled: Any = torch.compile(module, dynamic=how.shapes is None)
     return CompiledSession(compiled, names, replace(how, probes=False))
 
 

@@ -86,7 +86,8 @@ def layers(state: State, request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     values = state.loaded().layers(state.batches[0])
-    np.savez(request["to"], **{str(i): value for i, value in enumerate(values.values())})
+    named: dict[str, Any] = {str(i): value for i, value in enumerate(values.values())}
+    np.savez(request["to"], **named)
     return {"names": list(values)}
 
 

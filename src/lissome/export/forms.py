@@ -103,6 +103,7 @@ def _build(recipe: Recipe, engine: str, precision: str, folder: Path, cache: Cac
 
 def _onnx_form(recipe: Recipe, folder: Path) -> None:
     from lissome.export.onnx import to_onnx
+
     to_onnx(_program(recipe), recipe.inputs, folder)
 
 

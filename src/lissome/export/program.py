@@ -28,9 +28,11 @@ def export_program(module: nn.Module, example: Mapping[str, np.ndarray], variabl
     try:
         with torch.no_grad():
             return torch.export.export(Positional(module, names), inputs, dynamic_shapes=(shapes,), strict=False)
-    except Exception as error:  # noqa: BLE001  torch.export raises dozens of types; each means "this module does not trace"
+    except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BadModel(f"the model cannot be traced by torch.export: {reason[:300]}", do="remove data-dependent control flow; torch itself can still run it") from error
+        raise BadModel(
+            f"the model cannot be traced by torch.export: {reason[:300]}", do="remove data-dependent control flow; torch itself can still run it"
+        ) from error
 
 
 def leaf_layers(program: torch.export.ExportedProgram) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def onnx_int8_static(source: Path, folder: Path, batches: Batches, *, reduce_ran
 
     names = set(json.loads((source / "form.json").read_text(encoding="utf-8"))["inputs"])
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         """Hands the calibration batches over, once."""
 
         def __init__(self) -> None:

@@ -22,9 +22,7 @@ from lissome.core.errors import BadModel, Unreachable, closest
 from lissome.core.model import Architecture, Model
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-FORMS = (
-    "a Hugging Face directory or id, package.module:factory, package.module:factory@weights.safetensors, or a lissome artifact"
-)
+FORMS = "a Hugging Face directory or id, package.module:factory, package.module:factory@weights.safetensors, or a lissome artifact"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt", "vocab.json", "chat_template.jinja")
 
 
@@ -70,7 +68,11 @@ def check_finite(module: nn.Module, ref: str) -> None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
-            raise BadModel(f"the weights hold NaN or infinity: {count} of {tensor.numel()} values in {name}.", where=ref, do="load an earlier checkpoint; training probably diverged")
+            raise BadModel(
+                f"the weights hold NaN or infinity: {count} of {tensor.numel()} values in {name}.",
+                where=ref,
+                do="load an earlier checkpoint; training probably diverged",
+            )
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -112,7 +114,7 @@ def build(folder: Path) -> nn.Module:
             where=str(folder),
             do="give lissome a factory instead: package.module:function",
         )
-    module = _call_factory(architecture.target, architecture.config)
+    module: nn.Module = _call_factory(architecture.target, architecture.config)
     _load_state(module, folder / "model.safetensors", architecture.target)
     return module.eval()
 
@@ -137,7 +139,11 @@ def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
     except ValueError as error:
         raise BadModel(f"config.json is not valid JSON: {error}", where=str(config_path)) from error
     if config.get("auto_map"):
-        raise BadModel("the model brings its own Python code (auto_map in config.json), which lissome does not run.", where=str(path), do="install the code as a package and name its factory: package.module:factory")
+        raise BadModel(
+            "the model brings its own Python code (auto_map in config.json), which lissome does not run.",
+            where=str(path),
+            do="install the code as a package and name its factory: package.module:factory",
+        )
     target = (config.get("architectures") or [""])[0]
     if classes is not None:
         target = re.sub(r"(Model|For\w+)$", "ForSequenceClassification", target)
@@ -152,12 +158,22 @@ def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Mod
 
     known = getattr(transformers, target, None)
     if not (isinstance(known, type) and issubclass(known, nn.Module)):
-        raise BadModel(f'transformers {transformers.__version__} has no model class "{target}".', where=str(path / "config.json"), do="check `architectures` in config.json, or update transformers")
+        raise BadModel(
+            f'transformers {transformers.__version__} has no model class "{target}".',
+            where=str(path / "config.json"),
+            do="check `architectures` in config.json, or update transformers",
+        )
     extra = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
-        module = _quietly(lambda: known.from_pretrained(path, dtype=torch.float32, local_files_only=True, use_safetensors=True, **extra))
+        module: nn.Module = _quietly(
+            lambda: known.from_pretrained(  # type: ignore[attr-defined]
+                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, **extra
+            )
+        )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BadModel(f"the weights cannot be loaded into {target}: {_first_line(error)}", where=str(path), do="check that config.json and the weights belong together") from error
+        raise BadModel(
+            f"the weights cannot be loaded into {target}: {_first_line(error)}", where=str(path), do="check that config.json and the weights belong together"
+        ) from error
     return module.eval()
 
 
@@ -180,7 +196,9 @@ def _call_factory(target: str, config: Mapping[str, Any]) -> Any:
     try:
         package = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise BadModel(f'cannot import "{module_name}": {error}', where=target, do="run lissome from the folder that holds the module, or install it") from error
+        raise BadModel(
+            f'cannot import "{module_name}": {error}', where=target, do="run lissome from the folder that holds the module, or install it"
+        ) from error
     function = getattr(package, name, None)
     if not callable(function):
         names = [n for n in dir(package) if callable(getattr(package, n)) and not n.startswith("_")]
@@ -205,7 +223,9 @@ def _load_state(module: nn.Module, path: Path, target: str) -> None:
     except (SafetensorError, OSError) as error:
         raise BadModel(f"the weights file cannot be read: {_first_line(error)}", where=str(path), expected="a safetensors file, whole") from error
     except RuntimeError as error:
-        raise BadModel(f"the weights do not fit {target}: {_first_line(error)}", where=str(path), do="use the factory and the arguments that the weights were trained with") from error
+        raise BadModel(
+            f"the weights do not fit {target}: {_first_line(error)}", where=str(path), do="use the factory and the arguments that the weights were trained with"
+        ) from error
 
 
 def _from_hub(ref: str) -> Path:
@@ -235,7 +255,7 @@ def _pickle_refused(path: Path) -> BadModel:
         where=str(path),
         expected="safetensors",
         do=(
-            "if you trust its origin, convert it once: python -c \"import torch, safetensors.torch as s; "
+            'if you trust its origin, convert it once: python -c "import torch, safetensors.torch as s; '
             f"s.save_file(torch.load('{path.name}', weights_only=True), 'model.safetensors')\""
         ),
     )
@@ -252,8 +272,9 @@ def _first_line(error: BaseException) -> str:
 
 def _quietly(work: Any) -> Any:
     """Run a transformers call without its progress bars and load reports, which belong to no one here."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

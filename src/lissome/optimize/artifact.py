@@ -1,11 +1,11 @@
 """Write an artifact: the manifest, the weights as safetensors, the chosen engine's files, how inputs are made, the evidence, the report.
 
-    manifest.json     everything lissome knows about it
-    model/            the original: architecture and weights (safetensors), tokenizer
-    engine/           the form that runs, with form.json
-    inputs/           how raw inputs become batches
-    evidence.npz      per-example test scores of original and chosen
-    report.html       added by the report room
+manifest.json     everything lissome knows about it
+model/            the original: architecture and weights (safetensors), tokenizer
+engine/           the form that runs, with form.json
+inputs/           how raw inputs become batches
+evidence.npz      per-example test scores of original and chosen
+report.html       added by the report room
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lissome.core.cache import digest, disk_errors, file_sha256
 from lissome.core.errors import BadInput
@@ -25,10 +26,9 @@ from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row
 
 
-def artifact_folder(bench: Bench, out: Path | None) -> Path:
-    """Where the artifact goes: `out`, or runs/<key of model, task, contract and machine>."""
-    key = digest(bench.model.fingerprint, bench.task.fingerprint, bench.contract.model_dump(), bench.machine.fingerprint, bench.seed)[:8]
-    return out or Path("runs") / key
+def artifact_name(manifest: Manifest) -> str:
+    """Key of model, task, contract, machine and seed: the same question on the same machine has the same name."""
+    return digest(manifest.model.fingerprint, manifest.task.fingerprint, manifest.contract.model_dump(), manifest.machine.fingerprint, manifest.seed)[:8]
 
 
 def check_out(out: Path | None) -> None:
@@ -43,7 +43,7 @@ def write_artifact(bench: Bench, chosen: Row, manifest: Manifest, out: Path | No
     """Write the whole artifact beside its place and move it there in one step; an earlier artifact at the same place is replaced."""
     import numpy as np
 
-    final = artifact_folder(bench, out)
+    final = out or Path("runs") / artifact_name(manifest)
     check_out(final)
     assert chosen.form is not None
     with disk_errors("the artifact", final):
@@ -75,7 +75,7 @@ def _note_shapes(bench: Bench, chosen: Row, path: Path) -> None:
     path.write_text(json.dumps(form, indent=1), encoding="utf-8")
 
 
-def _evidence(bench: Bench, chosen: Row) -> dict[str, object]:
+def _evidence(bench: Bench, chosen: Row) -> dict[str, Any]:
     """Test scores of both, which the verdict has already computed (they come from the cache)."""
     targets = bench.task.splits["test"].targets
     original = build_original(bench)

@@ -84,7 +84,9 @@ def check_head(model: Model, task: Task, example: dict[str, np.ndarray]) -> None
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         shapes = ", ".join(f"{name} {tuple(array.shape)} {array.dtype}" for name, array in example.items())
         reason = str(error).strip().splitlines()
-        raise BadModel(f"the model cannot run the task's examples: {reason[0][:200] if reason else error!r}", where=model.ref, expected=f"a model that takes {shapes}") from error
+        raise BadModel(
+            f"the model cannot run the task's examples: {reason[0][:200] if reason else error!r}", where=model.ref, expected=f"a model that takes {shapes}"
+        ) from error
     if not torch.isfinite(outputs).all():
         raise BadModel("the model gives NaN or infinite outputs on the task's examples.", where=model.ref, do="check its weights and how its inputs are scaled")
     if not task.classes:
@@ -92,7 +94,8 @@ def check_head(model: Model, task: Task, example: dict[str, np.ndarray]) -> None
     size = outputs.shape[-1] if outputs.ndim == 2 else 0
     if size != len(task.classes):
         raise BadTask(
-            f"the labels do not fit the model's head: the model gives {size or tuple(outputs.shape)} outputs, the task has {len(task.classes)} classes ({_some(task.classes)}).",
+            f"the labels do not fit the model's head: the model gives {size or tuple(outputs.shape)} outputs, "
+            f"the task has {len(task.classes)} classes ({_some(task.classes)}).",
             where=task.ref,
             do="use a model with a head for these classes, or train one (`lissome fine-tune`)",
         )
@@ -102,11 +105,11 @@ def _some(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
 
 
-def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_deployed: bool = False) -> np.ndarray:
+def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_deployed: bool = False, anew: bool = False) -> np.ndarray:
     """Outputs of a form on a whole split [n, ...], computed in a process of its own, cached.
 
     as_deployed: with the contract's batch size and the option's padding, exactly as it will run; otherwise in large batches, which only forms
-    that quantise activations as they come can tell apart (these always run as deployed).
+    that quantise activations as they come can tell apart (these always run as deployed). anew: whatever is cached.
     """
     import numpy as np
 
@@ -125,6 +128,11 @@ def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_de
             found = np.load(Path(temporary) / "outputs.npy", allow_pickle=False)
         np.save(folder / "outputs.npy", ordered.restore(found))
 
+    if anew:
+        with tempfile.TemporaryDirectory(prefix="lissome-") as folder:
+            make(Path(folder))
+            fresh: np.ndarray = np.load(Path(folder) / "outputs.npy", allow_pickle=False)
+            return fresh
     key = bench.key(option, "outputs", split, bench.task.fingerprint, size, padding, shapes)
     array: np.ndarray = np.load(bench.cache.folder("outputs", key, make) / "outputs.npy", allow_pickle=False)
     return array

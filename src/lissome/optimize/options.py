@@ -21,7 +21,7 @@ def whole_model_options(machine: MachineInfo) -> tuple[list[Option], list[Tried]
     for name in sorted(ENGINES, key=lambda n: _COST[n]):
         support = engine(name).support(machine.isa)
         for precision in PRECISIONS:
-            option = Option(engine=name, precision=precision)
+            option = Option(engine=name, precision=precision)  # type: ignore[arg-type]
             if option == ORIGINAL:
                 continue
             if precision in support.precisions:
@@ -52,5 +52,3 @@ def reduce_range(machine: MachineInfo) -> bool:
     """Whether int8 weights must keep to 7 bits: x86 without VNNI adds products in 16 bits, which saturate (onnxruntime#6004)."""
     isa = {name.upper().replace("_", "-") for name in machine.isa}
     return "AVX2" in isa and not any("VNNI" in name or "AMX" in name for name in isa)
-
-

@@ -27,7 +27,7 @@ from lissome.optimize.describe import describe_rows, drop_on_validation
 from lissome.optimize.options import ORIGINAL, padded, whole_model_options
 from lissome.optimize.solve import Reading, Solution, solve
 from lissome.optimize.tables import Row, build_rows, measure_rows
-from lissome.optimize.verify import Fresh, Tested, judge, judge_on_test, measure_again
+from lissome.optimize.verify import Fresh, Tested, figure_clause, judge, judge_on_test, measure_again
 from lissome.version import VERSION
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def check_certifiable(bench: Bench) -> None:
         state = find_meter().available()
         if not state:
             raise EnvironmentLacks(
-                f"an energy limit cannot be certified here: {state.reason}", expected="a readable energy counter", do="leave --energy out, or run where a counter can be read"
+                f"an energy limit cannot be certified here: {state.reason}",
+                expected="a readable energy counter",
+                do="leave --energy out, or run where a counter can be read",
             )
     limit = bench.contract.limit("max_drop")
     if limit is None or not bench.task.exact or limit.relative:
@@ -175,8 +177,6 @@ def _holds_again(bench: Bench, original: Row, solution: Solution) -> tuple[Row, 
             row.trouble = error.what
             continue
         first = first or (row, fresh)
-        from lissome.optimize.verify import figure_clause
-
         limits = [limit for limit in bench.contract.limits() if limit.quantity != "max_drop"]
         if all(figure_clause(limit, fresh, bench.contract.level).status == "met" for limit in limits):
             return row, fresh

@@ -159,7 +159,7 @@ def front(rows: Sequence[Row], original: Row, name: str) -> tuple[Row, ...]:
 
 def propose(contract: Contract, readings: Sequence[Reading]) -> Contract | None:
     """The contract with every missed limit loosened to what the nearest row holds; None when a limit cannot be loosened (an unmeasurable one)."""
-    update = {}
+    update: dict[str, str] = {}
     for reading in readings:
         if reading.holds:
             continue

@@ -10,6 +10,7 @@ from lissome.core.contract import Clause, Contract, Limit, Verdict
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import DropTest, certify_drop, more_examples
 from lissome.engines.measure import measure, speedup
+from lissome.engines.process import EngineFailed
 from lissome.optimize.bench import Bench, outputs
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row, free_ram, subject
@@ -37,8 +38,6 @@ def measure_again(bench: Bench, original: Row, chosen: Row) -> Fresh:
     before, after = run.results
     for result in run.results:
         if result.failed:
-            from lissome.engines.process import EngineFailed
-
             raise EngineFailed(f"{result.subject.name} failed when it was measured again: {result.failed}")
     peaks = [after.memory_mb]
     for _ in range(MEMORY_RUNS - 1):
@@ -64,8 +63,8 @@ class Tested:
     seen: int
 
 
-def judge_on_test(bench: Bench, original: Row, chosen: Row) -> Tested:
-    """Score original and chosen on the test split, exactly as they will run, and test the drop."""
+def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = False) -> Tested:
+    """Score original and chosen on the test split, exactly as they will run, and test the drop. anew: run the chosen whatever is cached."""
     import numpy as np
 
     bench.progress.stage("the test split, once", 2)
@@ -73,7 +72,7 @@ def judge_on_test(bench: Bench, original: Row, chosen: Row) -> Tested:
     assert original.form is not None and chosen.form is not None
     before = bench.task.score(outputs(bench, ORIGINAL, original.form, "test"), split.targets)
     bench.progress.step()
-    after = bench.task.score(outputs(bench, chosen.option, chosen.form, "test", as_deployed=True), split.targets)
+    after = bench.task.score(outputs(bench, chosen.option, chosen.form, "test", as_deployed=True, anew=anew), split.targets)
     bench.progress.step()
     limit = bench.contract.limit("max_drop")
     margin = limit.bound / 100 if limit else 1.0
@@ -82,7 +81,6 @@ def judge_on_test(bench: Bench, original: Row, chosen: Row) -> Tested:
     seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, chosen.option.name)
     machine = bench.machine.fingerprint
     return Tested(drop, _mean(np.asarray(before), bench, machine, "score"), _mean(np.asarray(after), bench, machine, "score"), seen)
-
 
 
 def _mean(scores: object, bench: Bench, machine: str, name: str) -> Measurement:
@@ -149,11 +147,14 @@ def figure_clause(limit: Limit, fresh: Fresh, level: float) -> Clause:
     if before is None or after is None:
         return Clause(limit=str(limit), status="cannot certify", figure=None, original=None, sentence=f"{limit}: there is no counter for it on this machine")
     if after.method == "estimated":
-        return Clause(limit=str(limit), status="cannot certify", figure=after, original=before, sentence=f"{limit}: {after}; an estimate cannot satisfy a contract")
+        return Clause(
+            limit=str(limit), status="cannot certify", figure=after, original=before, sentence=f"{limit}: {after}; an estimate cannot satisfy a contract"
+        )
     factor = next((s for s in fresh.speedups if s.name == f"speedup_{limit.name}"), None)
     if factor is None:
-        factor = Measurement(limit.name, before.value / after.value, before.low / after.high, before.high / after.low, "x", after.n, after.method, after.machine, level)
+        factor = Measurement(
+            limit.name, before.value / after.value, before.low / after.high, before.high / after.low, "x", after.n, after.method, after.machine, level
+        )
     holds = factor.low >= limit.bound if limit.relative else after.high <= limit.bound
     sentence = f"{limit}: {after}, was {before.value:.3g} ({factor.value:.2g}x [{factor.low:.2g}, {factor.high:.2g}])"
     return Clause(limit=str(limit), status="met" if holds else "not met", figure=after, original=before, sentence=sentence)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lissome.core.contract import Clause, Verdict
 from lissome.core.manifest import Manifest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lissome.data.check import TaskReport
     from lissome.machine.peaks import Peak
     from lissome.machine.probe import Probe
+    from lissome.optimize.measuring import Measured
     from lissome.optimize.recheck import Rechecked
 
 WIDTH = 80
@@ -128,6 +129,14 @@ def options_table(manifest: Manifest) -> Group:
             table.add_row(*map(_plain, cells), Text(row.why, no_wrap=True, overflow="ellipsis"), style="bold" if group == "chosen" else None)
     parts: list[RenderableType] = [table, Text(""), below] if below.row_count else [table]
     return Group(*parts)
+
+
+def measured_tables(found: Measured) -> list[Any]:
+    """One table a model and batch size, then how noisy the machine was."""
+    parts: list[Any] = []
+    for row in found.rows:
+        parts += [f"{row.model} ({row.runs_as}), batch {row.batch}", measurements_table([*row.figures, *row.speedups]), ""]
+    return [*parts, *found.noise, f"Machine {found.machine}"]
 
 
 def measurements_table(rows: Iterable[Measurement]) -> Table:

@@ -1,0 +1,40 @@
+"""`cache`: what lissome keeps on disk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lissome.cli.emit import JsonFlag, emit_json, show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    group = typer.Typer(help="What lissome keeps on disk, and clearing it.", no_args_is_help=True)
+    group.command("show")(show_cache)
+    group.command()(clear)
+    app.add_typer(group, name="cache")
+
+
+def show_cache(json: JsonFlag = False) -> None:
+    """Where the cache is and what is in it."""
+    from lissome.core.cache import Cache
+    from lissome.report.terminal import cache_table
+
+    cache = Cache()
+    entries = cache.entries()
+    if json:
+        emit_json({"folder": str(cache.root), "entries": [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "made": e.made} for e in entries]})
+    else:
+        show(cache_table(cache.root, entries))
+
+
+def clear(
+    kind: Annotated[str | None, typer.Argument(help="One kind of entry (as `cache show` lists them); all without it.")] = None, json: JsonFlag = False
+) -> None:
+    """Remove what is cached; it is made again when it is needed."""
+    from lissome.core.cache import Cache
+
+    freed = Cache().clear(kind)
+    emit_json({"freed_bytes": freed}) if json else show(f"{freed / 1e6:.0f} MB freed")

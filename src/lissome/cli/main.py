@@ -1,0 +1,85 @@
+"""The `lissome` command: its verbs, and how errors leave it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import tempfile
+import traceback
+from typing import NoReturn
+
+import typer
+from click.exceptions import Abort, ClickException
+from click.exceptions import Exit as ClickExit
+
+from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
+
+app = typer.Typer(
+    name="lissome",
+    help="Makes a model fit the machine you own, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@functools.cache
+def _register() -> None:
+    """Bring the verbs in; each file holds the verbs of one concern."""
+    from lissome.cli import artifacts, cached, machines, models, optimizing, tasks
+
+    for module in (optimizing, artifacts, machines, models, tasks, cached):
+        module.register(app)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code. No traceback reaches the user."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    _register()
+    try:
+        outcome = typer.main.get_command(app).main(args=arguments, prog_name="lissome", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except (ClickExit, typer.Exit) as leaving:
+        return int(leaving.exit_code)
+    except ClickException as wrong:
+        return _fail(f"{wrong.format_message()}\n  Do this:  lissome --help, or lissome VERB --help", 2, as_json, "BadInput")
+    except LissomeError as error:
+        return _fail(str(error), error.exit_code, as_json, type(error).__name__)
+    except (KeyboardInterrupt, Abort, typer.Abort):
+        stopped = Interrupted("Interrupted. What was learned so far is kept.", do="run the same command again: it goes on from there")
+        return _fail(str(stopped), stopped.exit_code, as_json, "Interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (`| head`); nothing more to say
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            full = EnvironmentLacks(
+                "no disk space left.", where=str(error.filename or "") or None, do="free some space; `lissome cache clear` frees lissome's own"
+            )
+            return _fail(str(full), full.exit_code, as_json, "EnvironmentLacks")
+        return _bug(error, as_json)
+    except Exception as error:  # noqa: BLE001  the last resort: a bug is reported as one, not as a traceback
+        return _bug(error, as_json)
+
+
+def _fail(message: str, code: int, as_json: bool, kind: str) -> int:
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}))  # noqa: T201
+    print(message, file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _bug(error: BaseException, as_json: bool) -> int:
+    with tempfile.NamedTemporaryFile("w", prefix="lissome-bug-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return _fail(f"This is a bug in lissome: {type(error).__name__}: {error}\n  Do this:  report it with the file {file.name}", 1, as_json, "Bug")
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())
