@@ -1,12 +1,12 @@
 """What a task file may say: one schema per kind, told apart by `kind`. A CSV needs a few lines:
 
-    kind: text-classification
-    data: reviews.csv        # or splits: {train: a.csv, test: b.csv}; what is missing is carved out of train
-    text: review
-    label: sentiment
-    group: author            # optional: rows of one author stay in one split
-    fractions: {train: 0.6, calibration: 0.05, validation: 0.15, test: 0.2}
-    seed: 0
+kind: text-classification
+data: reviews.csv        # or splits: {train: a.csv, test: b.csv}; what is missing is carved out of train
+text: review
+label: sentiment
+group: author            # optional: rows of one author stay in one split
+fractions: {train: 0.6, calibration: 0.05, validation: 0.15, test: 0.2}
+seed: 0
 """
 
 from __future__ import annotations
