@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROUNDS = 9
+GATED = 64
+"""Examples that also pass the gate at the contract's own batch size and padding: engines pick other kernels for other shapes, and some are wrong."""
 
 
 @dataclass
@@ -75,6 +77,7 @@ def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
     try:
         row = _built(bench, option)
         found = outputs(bench, option, _form(row), "validation")
+        deployed = outputs(bench, option, _form(row), "validation", as_deployed=True, first=GATED)
     except EngineFailed as error:
         return Row(option, trouble=f"the engine failed: {error.what}")
     except EnvironmentLacks:
@@ -84,13 +87,17 @@ def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
     except Exception as error:  # noqa: BLE001  exporters and quantisers raise anything; one form's failure must not end the others
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return Row(option, trouble=f"building it failed: {type(error).__name__}: {reason[:200]}")
-    row.parity = compare(reference, found, option.precision)
+    row.parity = max((compare(reference, found, option.precision), compare(reference[:GATED], deployed, option.precision)), key=_error)
     if not row.parity.ok:
         row.parity = _explained(bench, row)
         row.trouble = row.parity.sentence()
         return row
     row.scores = _scores(bench, found)
     return row
+
+
+def _error(parity: Parity) -> float:
+    return parity.error if parity.error == parity.error else float("inf")
 
 
 def _built(bench: Bench, option: Option) -> Row:
