@@ -21,7 +21,9 @@ LABELS = "labels"
 class Ordered(Protocol):
     """What the loop can start at any batch: `epoch(number, start)` gives the batches of one epoch from the `start`-th on."""
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Any]: ...
+    def epoch(self, number: int, start: int = 0) -> Iterator[Any]:
+        """Batches of epoch `number` from the `start`-th on."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -109,7 +111,7 @@ class Plain:
     def epoch(self, number: int, start: int = 0) -> Iterator[Any]:
         """The loader's batches from the `start`-th on."""
         for part in (self.loader, getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(number)
         stream = iter(self.loader)
         for _ in itertools.islice(stream, start):  # now, not lazily: the loop puts back the generators' state after this

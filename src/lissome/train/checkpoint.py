@@ -118,7 +118,7 @@ def latest(folder: Path) -> tuple[Path, Any] | None:
 
 def random_state() -> dict[str, Any]:
     """The state of every global random generator: python, numpy, torch, and the accelerator's where there is one."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  # user code may draw from the global generator
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # user code may draw from the global generator
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)),
@@ -132,7 +132,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` gave."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -142,5 +142,5 @@ def seed_everything(*parts: int) -> None:
     """Seed every global generator with a pure function of `parts`, such as (seed, epoch)."""
     words = np.random.SeedSequence(parts).generate_state(3)
     random.seed(int(words[0]))
-    np.random.seed(int(words[1]))  # noqa: NPY002
+    np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))

@@ -27,20 +27,20 @@ class TrainConfig(Config):
     checkpoint_every: "60s" or a number of steps. spend: most seconds, over all resumptions; then the run stops with what it has.
     """
 
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
     schedule: Schedule = "linear"
-    warmup: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
     optimizer: Optimizer = "adamw"
     optimizer_options: Mapping[str, Any] = {}
-    grad_clip: float | None = Field(1.0, gt=0)
-    accumulation: int = Field(1, ge=1)
+    grad_clip: float | None = Field(default=1.0, gt=0)
+    accumulation: int = Field(default=1, ge=1)
     precision: Precision = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     checkpoint_every: int | str = "60s"
-    spend: float | None = Field(None, gt=0)
+    spend: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -77,12 +77,12 @@ class FinetuneConfig(Config):
     """
 
     train: TrainConfig = TrainConfig(lr=1e-4)
-    size: int = Field(32, ge=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    head_lr: float = Field(1.0, gt=0)
+    size: int = Field(default=32, ge=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    head_lr: float = Field(default=1.0, gt=0)
     freeze_embeddings: bool = False
-    freeze_layers: int = Field(0, ge=0)
-    dropout: float | None = Field(None, ge=0, lt=1)
-    evaluate_every: int | None = Field(None, ge=1)
-    patience: int | None = Field(None, ge=1)
+    freeze_layers: int = Field(default=0, ge=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    evaluate_every: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)

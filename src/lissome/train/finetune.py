@@ -63,7 +63,7 @@ def depths(module: nn.Module) -> tuple[dict[str, int], int]:
 
     The blocks are the children of the ModuleList (else Sequential) that holds the most parameters. A module without one is all head.
     """
-    lists = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList)]
+    lists: list[tuple[str, nn.ModuleList | nn.Sequential]] = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList)]
     lists = lists or [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Sequential) and len(m) > 1]
     if not lists:
         return {name: 1 for name, _ in module.named_parameters()}, 0

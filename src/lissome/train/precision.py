@@ -61,7 +61,7 @@ def _timed(module: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], torch
     begun = time.perf_counter()
     with autocast(device, precision):
         value = loss(module, batch)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     result = value.item()  # waits for an asynchronous device
     if device.type == "cuda":
         torch.cuda.synchronize()
