@@ -14,7 +14,7 @@ from lissome.train.callbacks import Callback, KeepBest, Run
 from lissome.train.config import TrainConfig
 from lissome.train.finetune import classification_loss, score_of
 from lissome.train.loop import train
-from train.small import bits, loader, loss, number_task, small
+from tests.train.small import bits, loader, loss, number_task, small
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lissome.core.errors import BadConfig, BadInput, BadTask
 from lissome.core.task import Split
 from lissome.train.batches import Batches, Plain, ordered, weight
-from train.small import loader, number_task, word_task
+from tests.train.small import loader, number_task, word_task
 
 WORDS = word_task()
 

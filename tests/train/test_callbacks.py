@@ -5,7 +5,7 @@ import torch
 
 from lissome.train.callbacks import History, KeepBest, Run
 from lissome.train.config import TrainConfig
-from train.small import small
+from tests.train.small import small
 
 
 def run_of(module, total=100):

@@ -16,7 +16,7 @@ from lissome.nn.load import finished, load_model
 from lissome.train.callbacks import Callback
 from lissome.train.config import FinetuneConfig, TrainConfig
 from lissome.train.finetune import classification_loss, depths, finetune, layer_groups, score_of
-from train.small import bits, number_task, small, word_task
+from tests.train.small import bits, number_task, small, word_task
 
 WORDS = word_task()
 QUICK = FinetuneConfig(train=TrainConfig(epochs=1, lr=1e-3, precision="fp32"), size=20)

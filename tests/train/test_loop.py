@@ -15,7 +15,7 @@ from lissome.train.callbacks import Callback, KeepBest
 from lissome.train.checkpoint import latest
 from lissome.train.config import TrainConfig
 from lissome.train.loop import decayed, train
-from train.small import bits, data, loader, loss, small
+from tests.train.small import bits, data, loader, loss, small
 
 FP32 = TrainConfig(epochs=2, lr=0.02, precision="fp32")
 
@@ -56,7 +56,7 @@ def test_a_plain_loader_is_shuffled_anew_each_epoch_and_alike_each_run():
 
     first, second = orders()
     assert first != second
-    assert sorted(sum(first, [])) == sorted(sum(second, []))
+    assert sorted(x for batch in first for x in batch) == sorted(x for batch in second for x in batch)
     assert orders() == (first, second)
 
 

@@ -7,7 +7,7 @@ from lissome.train import precision
 from lissome.train.config import TrainConfig
 from lissome.train.loop import train
 from lissome.train.precision import choose_precision
-from train.small import bits, loader, loss, small
+from tests.train.small import bits, loader, loss, small
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from lissome.train.callbacks import Callback, KeepBest
 from lissome.train.checkpoint import saved
 from lissome.train.config import TrainConfig
 from lissome.train.loop import train
-from train.killed import run as killed_run
-from train.small import bits, loader, loss, small
+from tests.train.killed import run as killed_run
+from tests.train.small import bits, loader, loss, small
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

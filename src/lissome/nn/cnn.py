@@ -36,7 +36,8 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [batch, channels, height, width] of at least 4x4 pixels -> logits [batch, classes]."""
-        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        logits: torch.Tensor = self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+        return logits
 
 
 def small_cnn(classes: int = 10, width: int = 32, channels: int = 1) -> nn.Module:

@@ -107,9 +107,10 @@ def train(
     try:
         seed_everything(config.seed)
         data = ordered(batches)
-        run = Run(module, config, _steps(data, config))
+        accelerator = _accelerator()
+        run = Run(module, config, _steps(data, config, accelerator.num_processes))
         history = History()
-        parts = _prepare(run, loss, [history, *callbacks], resume, progress or Silent(), groups)
+        parts = _prepare(run, accelerator, loss, [history, *callbacks], resume, progress or Silent(), groups)
         generators = _restore(run, parts)
         resumed_from = run.step if generators else None
         if not generators:
@@ -131,7 +132,15 @@ def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in ({"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}) if group["params"]]
 
 
-def _steps(data: Ordered, config: TrainConfig) -> int:
+def _accelerator() -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("accelerate", "train", "training") from error
+    return Accelerator()
+
+
+def _steps(data: Ordered, config: TrainConfig, processes: int) -> int:
     """Updates that the run will take."""
     if config.steps:
         return config.steps
@@ -141,22 +150,17 @@ def _steps(data: Ordered, config: TrainConfig) -> int:
             expected="a loader with at least one batch",
             do="check the data; for an endless stream set `steps` instead of `epochs`",
         )
-    return max(1, math.ceil((config.epochs or 1.0) * math.ceil(len(data) / config.accumulation) - 1e-9))
+    return max(1, math.ceil((config.epochs or 1.0) * math.ceil(len(data) / (config.accumulation * processes)) - 1e-9))
 
 
-def _prepare(run: Run, loss: Loss, callbacks: list[Callback], folder: Path | None, progress: Progress, groups: Groups | None) -> _Parts:
+def _prepare(run: Run, accelerator: Any, loss: Loss, callbacks: list[Callback], folder: Path | None, progress: Progress, groups: Groups | None) -> _Parts:
     """Module on its device, optimizer and schedule."""
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingExtra("accelerate", "train", "training") from error
     from transformers.optimization import get_scheduler
 
     config, module = run.config, run.module
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise BadModel("the model has no parameter to train: all are frozen, or it has none.", do="set requires_grad on what should learn")
-    accelerator = Accelerator()
     prepared = accelerator.prepare_model(module)
     given = groups(module) if groups else decayed(module, config.weight_decay)
     fused = config.optimizer in FUSED and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)

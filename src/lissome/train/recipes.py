@@ -10,6 +10,7 @@ def sentiment_recipe() -> FinetuneConfig:
     return FinetuneConfig(
         train=TrainConfig(epochs=1, lr=1e-4, warmup=0.1, weight_decay=0.01, precision="auto"),
         size=32,
+        head_lr=5.0,
         freeze_embeddings=True,
         dropout=0.0,
     )
