@@ -8,6 +8,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lissome.core.cache import Cache, digest
-from lissome.core.errors import BadModel, BadTask
+from lissome.core.cache import Cache, digest, disk_errors
+from lissome.core.errors import BadInput, BadModel, BadTask
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import SplitName, Task
+from lissome.data import load_task
 from lissome.nn.call import call
 from lissome.nn.load import finished, load_model, save_model
 from lissome.train.batches import LABELS, Batches
@@ -45,6 +47,67 @@ def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | No
     folder = cache.folder("finetune", key, lambda empty: _make(model, task, config, empty, checkpoints, progress))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return _read(folder, model)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A trained model on disk.
+
+    folder: what `lissome optimize` takes. score: mean of the task's score on the validation split. steps, seconds: of the training, over all
+    resumptions; precision, why: what it ran in, and the reason. fingerprint: of the model.
+    """
+
+    folder: str
+    score: float
+    steps: int
+    seconds: float
+    precision: str
+    why: str
+    fingerprint: str
+
+
+def finetune_to(
+    out: Path, model: str, task: str, config: FinetuneConfig | None = None, cache: Cache | None = None, progress: Progress | None = None
+) -> Finetuned:
+    """Fine-tune the model that `model` names on the task that `task` names and write it into `out`.
+
+    Raises BadInput where `out` holds something else, and what load_model, load_task and finetune raise.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "finetune.json").is_file())):
+        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+    config, cache, progress = config or FinetuneConfig(), cache or Cache(), progress or Silent()
+    with _seeded(config.train.seed):
+        start = load_model(model)
+    loaded = load_task(task, start.directory)
+    trained = finetune(with_head(start, loaded, config.train.seed), loaded, config, cache, progress)
+    with disk_errors("the fine-tuned model", out):
+        shutil.copytree(trained.ref, out, dirs_exist_ok=True)
+    record = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
+    result = record["result"]
+    return Finetuned(str(out), record["score"], result["steps"], result["seconds"], result["precision"], result["why"], trained.fingerprint)
+
+
+def with_head(model: Model | str, task: Task, seed: int = 0) -> Model:
+    """The model, with a fresh classification head of the task's size where it has none that fits; the head's weights depend on `seed` only.
+
+    A Hugging Face classifier with as many outputs as the task has classes keeps its head. Other models are returned as they are.
+    """
+    with _seeded(seed):
+        model = load_model(model) if isinstance(model, str) else model
+        if model.architecture.kind != "huggingface" or not task.classes:
+            return model
+        labels = model.architecture.config.get("id2label") or {}
+        if "ForSequenceClassification" in model.architecture.target and len(labels) == len(task.classes):
+            return model
+        return load_model(model.ref, classes=len(task.classes))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Fresh weights from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def score_of(module: nn.Module, task: Task, split: SplitName = "validation", size: int = 64) -> float:
@@ -127,7 +190,14 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
         hf.id2label = dict(enumerate(task.classes))
         hf.label2id = {name: i for i, name in enumerate(task.classes)}
     save_model(dataclasses.replace(model, module=module), empty)
-    record = {"config": config.model_dump(), "result": dataclasses.asdict(result), "scores": best.scores, "best_step": best.step, "task": task.fingerprint}
+    record = {
+        "config": config.model_dump(),
+        "result": dataclasses.asdict(result),
+        "score": best.score,
+        "scores": best.scores,
+        "best_step": best.step,
+        "task": task.fingerprint,
+    }
     (empty / "finetune.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
