@@ -28,10 +28,13 @@ class Artifact:
     session: Session
 
     def __call__(self, raw: Sequence[Any] | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Outputs [n, ...] float32, in batches of the contract's size. Raises BadInput for no inputs."""
+        """Outputs [n, ...] float32, in batches of the contract's size. Raises BadInput for no inputs or a missing one."""
         import numpy as np
 
         if isinstance(raw, Mapping):
+            missing = [name for name in self.manifest.model.inputs if name not in raw]
+            if missing:
+                raise BadInput(f"the input {missing[0]!r} is missing.", where=str(self.folder), expected=", ".join(self.manifest.model.inputs))
             return self.session.run(raw)
         if isinstance(raw, str) or len(raw) == 0:
             raise BadInput("give a list of inputs, at least one.", where=str(self.folder))

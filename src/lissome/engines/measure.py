@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement, counted
 from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import median_interval, ratio_interval
@@ -119,7 +120,7 @@ def measure(subjects: Sequence[Subject], machine: str, *, rounds: int = 15, thre
             progress.step(note=f"round {turn + 1} of {rounds}")
         for i, process in processes.items():
             if results[i].failed is None:
-                results[i].memory_mb = process.peak_mb(machine)
+                _weigh(process, results[i], machine)
                 meter.series(results[i].rounds["latency_p50"])
     assert meter.noise is not None
     return Run(results, meter.noise)
@@ -137,6 +138,14 @@ def _start(process: Process, result: Result, batches: Path, machine: str) -> boo
         result.failed = error.what
         process.close()
     return result.failed is None
+
+
+def _weigh(process: Process, result: Result, machine: str) -> None:
+    """Note the peak memory, or that the process is no longer there."""
+    try:
+        result.memory_mb = process.peak_mb(machine)
+    except BadInput as error:
+        result.failed = error.what
 
 
 def _slice(process: Process, result: Result, counter: EnergyMeter | None) -> None:

@@ -45,10 +45,10 @@ class OrtSession:
             source, self.probed = _with_outputs(form / described["file"], described.get("layers", {}))
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         elif how.shapes:
-            for names, sizes in zip(described["dims"].values(), how.shapes.values(), strict=True):
-                for name, size in zip(names, sizes, strict=True):
-                    if isinstance(name, str):
-                        options.add_free_dimension_override_by_name(name, size)
+            for name, sizes in how.shapes.items():
+                for dimension, size in zip(described["dims"].get(name, ()), sizes, strict=False):
+                    if isinstance(dimension, str):
+                        options.add_free_dimension_override_by_name(dimension, size)
         self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self.inputs = {one.name for one in self.session.get_inputs()}
         self.how, self.version = how, ort.__version__

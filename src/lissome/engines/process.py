@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lissome.core.cache import disk_errors
 from lissome.core.errors import EnvironmentLacks, LissomeError
 from lissome.machine.memory import current_rss, peak_rss
 
@@ -47,7 +49,13 @@ class Process:
         self.spawned = time.perf_counter()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lissome.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment, text=True
+            [sys.executable, "-m", "lissome.engines.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            encoding="utf-8",
+            start_new_session=True,  # its own group, so that whatever a compiler starts inside it can be ended with it
         )
         self.cold_start_s = 0.0
 
@@ -97,17 +105,29 @@ class Process:
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self._kill()
         if self.process.stdout is not None:
             self.process.stdout.close()
         self.errors.close()
 
+    def _kill(self) -> None:
+        """End the process and what it started, at once."""
+        if hasattr(os, "killpg"):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+        self.process.wait()
+
     def _last_words(self) -> str:
-        code = self.process.wait()
+        """What it said last and how it ended."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it closed its end and lives on: of no use any more
+            self._kill()
+            code = self.process.returncode
         self.errors.seek(0)
         lines = [line for line in self.errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1][:300] if lines else 'no message'} (exit code {code})"
+        return f"{lines[-1][:300] if lines else 'no message'} ({_ending(code)})"
 
 
 def write_batches(batches: Batches, path: Path) -> Path:
@@ -115,8 +135,17 @@ def write_batches(batches: Batches, path: Path) -> Path:
     import numpy as np
 
     named: dict[str, Any] = {f"{i:04d}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
-    np.savez(path, **named)
+    with disk_errors("batches for the measured process", path):
+        np.savez(path, **named)
     return path
+
+
+def _ending(code: int) -> str:
+    """An exit code in words; killed processes have the negative number of their signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"ended by {name}{', usually for lack of memory' if name == 'SIGKILL' else ''}"
 
 
 def _one_line(message: str) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lissome.core.errors import MissingExtra
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -20,6 +22,8 @@ ENGINES: dict[str, str] = {
     "onnxruntime": "lissome.engines.ort",
     "openvino": "lissome.engines.openvino",
 }
+EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""The extra that brings an engine; torch is always there."""
 PRECISIONS = ("fp32", "bf16", "int8-dynamic", "int8-static")
 
 
@@ -55,7 +59,7 @@ class Support:
 class Load:
     """How a form is to be loaded.
 
-    threads: cores to use. shapes: fixed input shapes, or None for any. probes: names of layers whose outputs are wanted too.
+    threads: cores to use. shapes: fixed input shapes, or None for any. probes: whether the layers' own outputs are wanted (see Session.layers).
     """
 
     precision: str
@@ -70,6 +74,11 @@ def engine(name: str) -> Any:
 
 
 def load(name: str, form: Path, how: Load) -> Session:
-    """Load a form with the engine called `name`."""
-    session: Session = engine(name).load(form, how)
+    """Load a form with the engine called `name`. Raises MissingExtra when the engine is not installed."""
+    try:
+        session: Session = engine(name).load(form, how)
+    except ModuleNotFoundError as error:
+        if name not in EXTRAS:
+            raise
+        raise MissingExtra(str(error.name), EXTRAS[name], f"running on {name}") from error
     return session

@@ -65,6 +65,7 @@ class TorchSession:
     def _hook(self, name: str) -> Any:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             if isinstance(output, self.torch.Tensor):
+                self.seen.pop(name, None)  # a layer that is called twice counts where it was called last
                 self.seen[name] = output.detach().float().numpy().copy()
 
         return keep

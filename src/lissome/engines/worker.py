@@ -100,7 +100,7 @@ def _read_batches(path: str) -> list[dict[str, np.ndarray]]:
         for key in file.files:
             index, name = key.split("/", 1)
             found.setdefault(index, {})[name] = file[key]
-    return [found[index] for index in sorted(found)]
+    return [found[index] for index in sorted(found, key=int)]
 
 
 REQUESTS: dict[str, Callable[[State, dict[str, Any]], dict[str, Any]]] = {"load": load, "warm": warm, "time": timed, "outputs": outputs, "layers": layers}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lissome.core.cache import Cache, digest, file_sha256
+from lissome.core.cache import Cache, digest
 from lissome.core.errors import BadInput
 from lissome.core.model import Model
 from lissome.machine.versions import versions
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
     Batches = Sequence[Mapping[str, np.ndarray]]
 
+FORMS = {
+    "torch": ("fp32", "bf16"),
+    "torch.compile": ("fp32", "bf16"),
+    "onnxruntime": ("fp32", "int8-dynamic", "int8-static"),
+    "openvino": ("fp32", "bf16", "int8-static"),
+}
+"""Precisions that can be built for each engine; which of them run here is the engine's to say."""
 STATIC = ("int8-static",)
 NOT_WEIGHTS = ("form.json", "architecture.json")
 
@@ -49,6 +56,16 @@ class Recipe:
         return accepted(self.model.module, tuple(self.example))
 
     @property
+    def traced(self) -> list[tuple[str, str, list[int | str]]]:
+        """What a trace fixes of each input: its name, dtype, and dimensions, "n" where they stay free."""
+        found = []
+        for name in self.inputs:
+            array = self.example[name]
+            free = (0, 1) if self.variable_length and array.ndim == 2 else (0,)
+            found.append((name, str(array.dtype), ["n" if i in free else size for i, size in enumerate(array.shape)]))
+        return found
+
+    @property
     def transformer(self) -> bool:
         """Whether the model is a transformer (int8 then keeps attention's softmax and norms in float)."""
         return self.model.architecture.kind == "huggingface"
@@ -65,13 +82,7 @@ def form_key(recipe: Recipe, engine: str, precision: str) -> str:
     family = "torch" if engine.startswith("torch") else engine
     data = recipe.calibration_key if precision in STATIC else ""
     relevant = {k: v for k, v in versions().items() if k in ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf")}
-    dynamic = recipe.variable_length
-    return digest("form-2", recipe.model.fingerprint, family, precision, data, dynamic, recipe.reduce_range, relevant)
-
-
-def form_files(form: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every file of a form."""
-    return {p.relative_to(form).as_posix(): file_sha256(p) for p in sorted(form.rglob("*")) if p.is_file()}
+    return digest("form-3", recipe.model.fingerprint, recipe.traced, family, precision, data, recipe.reduce_range, relevant)
 
 
 def form_bytes(form: Path) -> int:
@@ -80,6 +91,8 @@ def form_bytes(form: Path) -> int:
 
 
 def _build(recipe: Recipe, engine: str, precision: str, folder: Path, cache: Cache) -> None:
+    if precision not in FORMS.get(engine, ()):
+        raise BadInput(f"there is no {precision} form for {engine}.")
     if engine in ("torch", "torch.compile"):
         _torch_form(recipe, precision, folder)
         return
@@ -95,10 +108,8 @@ def _build(recipe: Recipe, engine: str, precision: str, folder: Path, cache: Cac
         quantized.onnx_int8_static(source, folder, recipe.calibration, reduce_range=recipe.reduce_range)
     elif engine == "openvino" and precision == "int8-static":
         quantized.openvino_int8_static(source, folder, recipe.calibration, transformer=recipe.transformer)
-    elif engine == "openvino" and precision in ("fp32", "bf16"):
-        quantized.to_openvino(source, folder, half=precision == "bf16")
     else:
-        raise BadInput(f"there is no {precision} form for {engine}.")
+        quantized.to_openvino(source, folder, half=precision == "bf16")
 
 
 def _onnx_form(recipe: Recipe, folder: Path) -> None:

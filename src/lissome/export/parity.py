@@ -32,7 +32,11 @@ class Parity:
         """What happened, in words."""
         import math
 
-        size = "NaN or infinite outputs" if not math.isfinite(self.error) else f"outputs differ by {self.error:.2g} of their size (allowed {self.tolerance:g})"
+        size = (
+            "NaN, infinite or wrongly shaped outputs"
+            if not math.isfinite(self.error)
+            else f"outputs differ by {self.error:.2g} of their size (allowed {self.tolerance:g})"
+        )
         if self.ok:
             return size
         where = f"; the first layer to depart is {self.layer} ({self.layer_error:.2g})" if self.layer else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,14 +33,3 @@ def export_program(module: nn.Module, example: Mapping[str, np.ndarray], variabl
         raise BadModel(
             f"the model cannot be traced by torch.export: {reason[:300]}", do="remove data-dependent control flow; torch itself can still run it"
         ) from error
-
-
-def leaf_layers(program: torch.export.ExportedProgram) -> dict[str, Any]:
-    """Layer name -> the last graph node it made, in execution order."""
-    last: dict[str, Any] = {}
-    for node in program.graph.nodes:
-        stack = node.meta.get("nn_module_stack") if node.op == "call_function" else None
-        if stack:
-            path = list(stack.values())[-1][0]
-            last[str(path).removeprefix("module.")] = node
-    return last

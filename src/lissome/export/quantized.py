@@ -22,6 +22,7 @@ def onnx_int8_dynamic(source: Path, folder: Path, *, reduce_range: bool) -> None
 
     reduce_range: 7-bit weights, for CPUs without VNNI, whose int8 products saturate otherwise.
     """
+    _need_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet():
@@ -31,7 +32,8 @@ def onnx_int8_dynamic(source: Path, folder: Path, *, reduce_range: bool) -> None
 
 
 def onnx_int8_static(source: Path, folder: Path, batches: Batches, *, reduce_range: bool) -> None:
-    """QDQ with per-channel weights and activation ranges from calibration batches (min-max)."""
+    """QDQ with per-channel weights and activation ranges from calibration batches: their minima and maxima, as moving averages over batches."""
+    _need_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     names = set(json.loads((source / "form.json").read_text(encoding="utf-8"))["inputs"])
@@ -76,6 +78,13 @@ def _prepared(source: Path, folder: Path) -> Path:
     quant_pre_process(str(bare), str(prepared), skip_symbolic_shape=True)
     bare.unlink()
     return prepared
+
+
+def _need_onnxruntime() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnxruntime", "onnx", "int8 for ONNX Runtime") from error
 
 
 def _finish(source: Path, prepared: Path, folder: Path) -> None:

@@ -11,20 +11,24 @@ from torch import nn
 
 from lissome.core.errors import BadModel
 
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 
 def accepted(module: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     """The inputs of a batch that `module` takes, in the batch's order.
 
-    A module whose forward names none of them is called with all of them by position (a plain CNN's `forward(x)`).
+    A module whose forward names none of them is called with all of them by position (a plain CNN's `forward(x)`), one that only takes
+    `**inputs` with all of them by name. Raises BadModel when a required input is not there, or the numbers do not agree.
     """
-    parameters = inspect.signature(module.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not set(names) & set(parameters):
+    parameters = _parameters(module)
+    if _only_keywords(parameters):
         return names
-    named = tuple(name for name in names if name in parameters)
+    named = tuple(name for name in names if any(p.name == name and p.kind in _BY_NAME for p in parameters))
     if not named:
+        _check_count(parameters, names)
         return names
-    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    missing = [name for name in required if name not in named]
+    missing = [p.name for p in parameters if p.default is p.empty and p.kind in (*_BY_POSITION, *_BY_NAME) and p.name not in named]
     if missing:
         raise BadModel(
             f"the model needs the input {missing[0]!r}, which the task does not give.",
@@ -35,9 +39,9 @@ def accepted(module: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def by_name(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether `names` are parameter names of the module's forward."""
-    parameters = inspect.signature(module.forward).parameters
-    return all(name in parameters for name in names)
+    """Whether `names` (as `accepted` gave them) go in by name."""
+    parameters = _parameters(module)
+    return _only_keywords(parameters) or all(any(p.name == name and p.kind in _BY_NAME for p in parameters) for name in names)
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -77,3 +81,24 @@ class Positional(nn.Module):
         if self.keywords:
             return output_tensor(self.module(**dict(zip(self.names, inputs, strict=True))))
         return output_tensor(self.module(*inputs))
+
+
+def _parameters(module: nn.Module) -> list[inspect.Parameter]:
+    return list(inspect.signature(module.forward).parameters.values())
+
+
+def _only_keywords(parameters: list[inspect.Parameter]) -> bool:
+    return bool(parameters) and all(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _check_count(parameters: list[inspect.Parameter], names: tuple[str, ...]) -> None:
+    """Raise unless as many inputs as `names` can go in by position."""
+    places = [p for p in parameters if p.kind in _BY_POSITION]
+    least = sum(p.default is p.empty for p in places)
+    most = float("inf") if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(places)
+    if not least <= len(names) <= most:
+        raise BadModel(
+            f"the model's forward takes ({', '.join(p.name for p in places)}), the task gives ({', '.join(names)}).",
+            expected="the same number of inputs, or the same names",
+            do="name the inputs in the task (`inputs:` for text tasks), or wrap the model",
+        )

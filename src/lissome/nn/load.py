@@ -5,12 +5,9 @@ Weights come from safetensors only: a pickle can run code when it is read, so pi
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,10 @@ from torch import nn
 from lissome.core.cache import disk_errors
 from lissome.core.errors import BadModel, Unreachable, closest
 from lissome.core.model import Architecture, Model
+from lissome.nn.factory import call_factory, first_line, load_state
+from lissome.nn.fingerprint import check_finite, fingerprint
 
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(@.+)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 FORMS = "a Hugging Face directory or id, package.module:factory, package.module:factory@weights.safetensors, or a lissome artifact"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt", "vocab.json", "chat_template.jinja")
@@ -29,15 +29,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def load_model(ref: str, classes: int | None = None) -> Model:
     """The model that `ref` names, in eval mode, float32.
 
-    classes: give a Hugging Face encoder a fresh classification head of this size (for fine-tuning).
+    classes: give a Hugging Face encoder a fresh classification head of this size (for fine-tuning); a factory chooses its own.
     Raises BadModel for what cannot or must not be read, Unreachable for an id when no hub answers.
     """
     path = Path(ref).expanduser()
     if path.is_dir():
         return _from_directory(path, ref, classes)
-    if path.is_file() or path.suffix in PICKLES:
+    if path.is_file():
         raise _not_a_model_file(path, ref)
-    if ":" in ref and not ref.startswith((".", "/")):
+    if FACTORY.fullmatch(ref):
         return _from_factory(ref)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not path.parent.is_dir():
         return _from_directory(_from_hub(ref), ref, classes)
@@ -48,8 +48,10 @@ def as_model(module: nn.Module | Model, ref: str = "") -> Model:
     """Wrap a module that is already in memory; a Model passes through."""
     if isinstance(module, Model):
         return module
-    config = getattr(module, "config", None)
-    if hasattr(module, "save_pretrained") and config is not None:
+    import transformers
+
+    config: Any = getattr(module, "config", None)
+    if config is not None and getattr(transformers, type(module).__name__, None) is type(module):
         architecture = Architecture(kind="huggingface", target=type(module).__name__, config=json.loads(config.to_json_string(use_diff=False)))
     else:
         architecture = Architecture(kind="exported", target=f"{type(module).__module__}:{type(module).__qualname__}")
@@ -61,29 +63,6 @@ def finished(module: nn.Module, architecture: Architecture, ref: str, directory:
     module.eval()
     check_finite(module, ref)
     return Model(module, architecture, ref, fingerprint(module), directory)
-
-
-def check_finite(module: nn.Module, ref: str) -> None:
-    """Raise BadModel naming the first weight tensor that holds NaN or infinity."""
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise BadModel(
-                f"the weights hold NaN or infinity: {count} of {tensor.numel()} values in {name}.",
-                where=ref,
-                do="load an earlier checkpoint; training probably diverged",
-            )
-
-
-def fingerprint(module: nn.Module) -> str:
-    """16 hex digits of the class, the names, shapes and bytes of the state, tied weights hashed once."""
-    total, seen = hashlib.sha256(type(module).__qualname__.encode()), set()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return total.hexdigest()[:16]
 
 
 def save_model(model: Model, folder: Path) -> list[Path]:
@@ -100,12 +79,12 @@ def save_model(model: Model, folder: Path) -> list[Path]:
         for name in TOKENIZER_FILES:
             if model.directory and (model.directory / name).is_file() and model.directory.resolve() != folder.resolve():
                 (folder / name).write_bytes((model.directory / name).read_bytes())
-    return sorted(p for p in folder.iterdir() if p.name in ("architecture.json", "config.json") or p.suffix == ".safetensors")
+    return sorted(p for p in folder.iterdir() if p.name in ("architecture.json", "config.json") or p.name.endswith((".safetensors", ".safetensors.index.json")))
 
 
 def build(folder: Path) -> nn.Module:
     """The module that `save_model` wrote, in eval mode. Raises BadModel when it cannot be built again."""
-    architecture = Architecture.model_validate_json((folder / "architecture.json").read_text(encoding="utf-8"))
+    architecture = _read_architecture(folder)
     if architecture.kind == "huggingface":
         return _transformers_module(folder, architecture.target, None)
     if architecture.kind == "exported":
@@ -114,49 +93,76 @@ def build(folder: Path) -> nn.Module:
             where=str(folder),
             do="give lissome a factory instead: package.module:function",
         )
-    module: nn.Module = _call_factory(architecture.target, architecture.config)
-    _load_state(module, folder / "model.safetensors", architecture.target)
+    made = call_factory(architecture.target, architecture.config)
+    module = made.module if isinstance(made, Model) else made
+    load_state(module, folder / "model.safetensors", architecture.target)
     return module.eval()
 
 
 def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
-    if (path / "manifest.json").is_file() and (path / "model").is_dir():
+    if (path / "manifest.json").is_file():
+        if not (path / "model").is_dir():
+            raise BadModel("this artifact was made from a module in memory, so its original is not in it.", where=str(path), do="give the original itself")
         path = path / "model"
-    if (path / "architecture.json").is_file() and classes is None:
-        architecture = Architecture.model_validate_json((path / "architecture.json").read_text(encoding="utf-8"))
+    if (path / "architecture.json").is_file():
+        architecture = _read_architecture(path)
         if architecture.kind != "huggingface":
             return finished(build(path), architecture, ref, path)
-    config_path = path / "config.json"
-    if not config_path.is_file():
+    if not (path / "config.json").is_file():
         raise BadModel("the directory has no config.json, so it is not a Hugging Face model.", where=str(path), expected=FORMS)
-    if not list(path.glob("*.safetensors")):
-        pickled = next((f for f in sorted(path.iterdir()) if f.suffix in PICKLES), None)
-        if pickled:
-            raise _pickle_refused(pickled)
-        raise BadModel("the directory has a config.json but no weights (*.safetensors).", where=str(path), do="copy model.safetensors beside config.json")
+    _check_weights(path)
+    target = _class_name(path)
+    if classes is not None:
+        target = re.sub(r"(LMHeadModel|Model|For\w+)$", "ForSequenceClassification", target)
+    module = _transformers_module(path, target, classes)
+    config: Any = module.config
+    architecture = Architecture(kind="huggingface", target=target, config=json.loads(config.to_json_string(use_diff=False)))
+    return finished(module, architecture, ref, path)
+
+
+def _read_architecture(folder: Path) -> Architecture:
+    path = folder / "architecture.json"
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        return Architecture.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadModel(f"architecture.json cannot be read: {first_line(error)}", where=str(path), do="copy the whole folder again") from error
+
+
+def _check_weights(path: Path) -> None:
+    """Raise unless there are weights in safetensors."""
+    if list(path.glob("*.safetensors")):
+        return
+    pickled = next((f for f in sorted(path.iterdir()) if f.suffix in PICKLES), None)
+    if pickled:
+        raise _pickle_refused(pickled)
+    raise BadModel("the directory has a config.json but no weights (*.safetensors).", where=str(path), do="copy model.safetensors beside config.json")
+
+
+def _class_name(path: Path) -> str:
+    """The transformers class that config.json names. Raises BadModel for broken JSON, code of the model's own, or no name."""
+    where = path / "config.json"
+    try:
+        config = json.loads(where.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadModel(f"config.json is not valid JSON: {error}", where=str(config_path)) from error
+        raise BadModel(f"config.json is not valid JSON: {error}", where=str(where)) from error
+    if not isinstance(config, dict):
+        raise BadModel("config.json holds no keys and values.", where=str(where), expected="the config.json of a Hugging Face model")
     if config.get("auto_map"):
         raise BadModel(
             "the model brings its own Python code (auto_map in config.json), which lissome does not run.",
             where=str(path),
             do="install the code as a package and name its factory: package.module:factory",
         )
-    target = (config.get("architectures") or [""])[0]
-    if classes is not None:
-        target = re.sub(r"(Model|For\w+)$", "ForSequenceClassification", target)
-    module = _transformers_module(path, target, classes)
-    architecture = Architecture(kind="huggingface", target=target, config=json.loads(module.config.to_json_string(use_diff=False)))  # type: ignore[union-attr,operator]
-    return finished(module, architecture, ref, path)
+    names = config.get("architectures")
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise BadModel("config.json does not name the model's class.", where=str(where), do='add it: "architectures": ["BertForSequenceClassification"]')
+    return str(names[0])
 
 
 def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Module:
     import transformers
-    from safetensors import SafetensorError
 
-    known = getattr(transformers, target, None)
+    known: Any = getattr(transformers, target, None)
     if not (isinstance(known, type) and issubclass(known, nn.Module)):
         raise BadModel(
             f'transformers {transformers.__version__} has no model class "{target}".',
@@ -164,77 +170,58 @@ def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Mod
             do="check `architectures` in config.json, or update transformers",
         )
     extra = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
     try:
-        module: nn.Module = _quietly(
-            lambda: known.from_pretrained(  # type: ignore[attr-defined]
-                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, **extra
-            )
-        )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        module, loading = _quietly(lambda: known.from_pretrained(path, **options))  # type: ignore[attr-defined]
+    except Exception as error:  # broken configs and weights surface as whatever the model's own code meets first
         raise BadModel(
-            f"the weights cannot be loaded into {target}: {_first_line(error)}", where=str(path), do="check that config.json and the weights belong together"
+            f"the weights cannot be loaded into {target}: {first_line(error)}", where=str(path), do="check that config.json and the weights belong together"
         ) from error
-    return module.eval()
+    _check_all_loaded(module, [*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])], path, fresh_head=classes is not None)
+    evaluated: nn.Module = module.eval()
+    return evaluated
+
+
+def _check_all_loaded(module: nn.Module, absent: Iterable[str], path: Path, *, fresh_head: bool) -> None:
+    """Raise if weights were left at random values: transformers only warns. A fresh head, and the pooler below it, may be."""
+    random = sorted(absent)
+    if fresh_head:
+        body = f"{module.base_model_prefix}."
+        random = [name for name in random if name.startswith(body) and "pooler" not in name]
+    if random:
+        others = f" and {len(random) - 1} more" if len(random) > 1 else ""
+        raise BadModel(
+            f"the weights do not hold {random[0]}{others}, which {type(module).__name__} needs; they would be random.",
+            where=str(path),
+            do="name the class that the weights were saved from (`architectures` in config.json), or train the missing head (`lissome fine-tune`)",
+        )
 
 
 def _from_factory(ref: str) -> Model:
     target, _, weights = ref.partition("@")
-    module = _call_factory(target, {})
-    if isinstance(module, Model):
-        return module
+    path = Path(weights).expanduser()
+    if path.suffix in PICKLES:
+        raise _pickle_refused(path)
+    if weights and path.suffix != ".safetensors":
+        raise BadModel(f'"{weights}" is not a safetensors file.', where=ref, expected="package.module:factory@weights.safetensors")
+    made = call_factory(target, {})
+    if isinstance(made, Model) and not weights:
+        return made
+    module = made.module if isinstance(made, Model) else made
     if weights:
-        if Path(weights).suffix != ".safetensors":
-            raise _pickle_refused(Path(weights)) if Path(weights).suffix in PICKLES else BadModel(f'"{weights}" is not a safetensors file', where=ref)
-        _load_state(module, Path(weights), target)
-    return finished(module, Architecture(kind="factory", target=target), ref)
-
-
-def _call_factory(target: str, config: Mapping[str, Any]) -> Any:
-    module_name, _, name = target.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a factory in the user's own folder is the usual case
-    try:
-        package = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise BadModel(
-            f'cannot import "{module_name}": {error}', where=target, do="run lissome from the folder that holds the module, or install it"
-        ) from error
-    function = getattr(package, name, None)
-    if not callable(function):
-        names = [n for n in dir(package) if callable(getattr(package, n)) and not n.startswith("_")]
-        raise BadModel(f'"{module_name}" has no function "{name}".{closest(name, names)}', where=target)
-    try:
-        made = function(**config)
-    except TypeError as error:
-        raise BadModel(f"the factory cannot be called without arguments: {error}", where=target, do="give every parameter a default") from error
-    if not isinstance(made, nn.Module | Model):
-        raise BadModel(f"the factory returned {type(made).__name__}.", where=target, expected="a torch.nn.Module")
-    return made
-
-
-def _load_state(module: nn.Module, path: Path, target: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model as load_safetensors
-
-    try:
-        load_safetensors(module, str(path), strict=True)
-    except FileNotFoundError:
-        raise BadModel("the weights file does not exist.", where=str(path)) from None
-    except (SafetensorError, OSError) as error:
-        raise BadModel(f"the weights file cannot be read: {_first_line(error)}", where=str(path), expected="a safetensors file, whole") from error
-    except RuntimeError as error:
-        raise BadModel(
-            f"the weights do not fit {target}: {_first_line(error)}", where=str(path), do="use the factory and the arguments that the weights were trained with"
-        ) from error
+        load_state(module, path, target)
+    return finished(module.float(), Architecture(kind="factory", target=target), ref)
 
 
 def _from_hub(ref: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
         folder = huggingface_hub.snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.txt"], etag_timeout=5)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise BadModel(f'"{ref}" is no folder here, and the model hub has no model of that name (or it is private).', expected=FORMS) from error
+    except OSError as error:  # every way in which a hub does not answer: offline, refused, timed out, server error
         raise Unreachable(f'"{ref}" is no folder here and no model hub answered for it.', do="give a local directory, or try again online") from error
     return Path(folder)
 
@@ -264,10 +251,6 @@ def _pickle_refused(path: Path) -> BadModel:
 def _near(path: Path) -> str:
     parent = path.parent if path.parent.is_dir() else Path()
     return closest(path.name, [p.name for p in parent.iterdir()])
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def _quietly(work: Any) -> Any:
