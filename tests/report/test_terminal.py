@@ -16,10 +16,12 @@ from lissome.machine.levers import Lever
 from lissome.machine.noise import Noise
 from lissome.machine.peaks import Peak, Peaks
 from lissome.machine.probe import Compiler, Probe
+from lissome.optimize.measuring import Measured, MeasuredModel
 from lissome.optimize.recheck import Rechecked
 from lissome.report.terminal import (
     before_after_table,
     cache_table,
+    measured_tables,
     measurements_table,
     options_table,
     prediction_lines,
@@ -223,3 +225,23 @@ def test_the_cache_is_listed_by_kind() -> None:
     assert "holds   3 entries, 90.0 MB" in text
     assert [line.split() for line in text.splitlines()[-2:]] == [["forms", "2", "90.0"], ["timings", "1", "0.0"]]
     assert "holds   nothing" in shown(cache_table(root, []))
+
+
+def test_what_was_measured_is_shown_model_by_model_with_the_noise() -> None:
+    speedup = manifests.measured("speedup_latency_p50", 2.2, 0.1, "x")
+    found = Measured(
+        machine="m",
+        rows=(
+            MeasuredModel(model="runs/[a]", runs_as="torch fp32", batch=1, figures=manifests.ENCODER[0].figures),
+            MeasuredModel(model="b", runs_as="openvino bf16", batch=1, figures=manifests.ENCODER[9].figures, speedups=(speedup,)),
+        ),
+        noise=("batch 1: Quiet.",),
+    )
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    for part in measured_tables(found):
+        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+    text = out.getvalue()
+    assert "runs/[a] (torch fp32), batch 1" in text
+    assert ["speedup", "latency", "p50", "2.20", "x", "[2.10,", "2.30]", "40", "measured"] in [line.split() for line in text.splitlines()]
+    assert "batch 1: Quiet." in text
