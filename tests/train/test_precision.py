@@ -63,3 +63,11 @@ def test_auto_gives_the_bits_of_the_precision_it_chose(monkeypatch):
     train(auto, loader(), loss, TrainConfig(steps=5))
     train(named, loader(), loss, TrainConfig(steps=5, precision="fp32"))
     assert bits(auto) == bits(named)
+
+
+def test_three_pairs_must_do_when_they_are_slow(monkeypatch):
+    calls = []
+    monkeypatch.setattr(precision, "_timed", lambda module, batch, loss, device, kind: (calls.append(batch), (1.0, 1.0))[1])
+    monkeypatch.setattr(precision, "ENOUGH_S", 0.0)
+    assert "3 pairs" in choose_precision(small(), ["a", "b"], loss, CPU)[1]
+    assert calls == ["a"] * 4 + ["b"] * 2 + ["a"] * 2  # a warm-up pair, then the batches in turn

@@ -33,7 +33,7 @@ class Batches:
 
     Examples of unequal length are bucketed: the shuffled order is cut into stretches of `bucket` batches, each stretch is sorted by length and
     cut into batches, and the batches are shuffled. Batches then hold hardly any padding, while who meets whom still changes every epoch.
-    (On 12,000 sentences of 25 tokens on average, batches of 32 hold 1.02 positions per token instead of 1.9.)
+    (MiniLM's tokens of 10,701 sentiment texts, batches of 32: 1.02 positions per token, and 2.05 without bucketing.)
     """
 
     def __init__(self, task: Task, split: SplitName = "train", size: int = 32, *, seed: int = 0, shuffle: bool = True, bucket: int = 50):

@@ -171,7 +171,7 @@ def _prepare(run: Run, accelerator: Any, loss: Loss, callbacks: list[Callback], 
         raise BadConfig(f"torch's {config.optimizer} refuses its options: {error}", do="correct `optimizer_options`") from error
     optimizer = accelerator.prepare_optimizer(made)
     scheduler = get_scheduler(SCHEDULES[config.schedule], made, round(config.warmup * run.total), run.total)
-    identity = digest(config.model_dump(exclude={"spend", "checkpoint_every"}), [(name, list(p.shape)) for name, p in module.state_dict().items()])
+    identity = digest(config.model_dump(exclude={"spend", "checkpoint_every"}), [(name, list(p.shape)) for name, p in module.state_dict().items()], run.total)
     return _Parts(module, prepared, loss, accelerator, optimizer, scheduler, trained, callbacks, folder, identity, progress)
 
 

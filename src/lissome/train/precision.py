@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -14,7 +15,10 @@ from torch import nn
 from lissome.train.checkpoint import random_state, set_random_state
 
 PAYS = 1.15
-"""Least speed-up for which bf16's coarser arithmetic is accepted; below it the timing's own noise (about 10 % on a shared machine) decides."""
+"""Least speed-up for which bf16's coarser arithmetic is accepted; a smaller one may be the timing's noise."""
+
+PAIRS, ENOUGH_S = 9, 4.0
+"""Pairs of steps that are timed, and the seconds after which three pairs must do: the choice may not cost more than it can save."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -25,7 +29,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def choose_precision(module: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device) -> tuple[str, str]:
     """ "bf16" or "fp32" for training `module`, and the reason with its figures.
 
-    Times forward and backward on each of `batches` in both, alternating, after one untimed round. Weights, buffers, gradients and the random
+    Times forward and backward on each of `batches` in both, alternating, after one untimed pair. Weights, buffers, gradients and the random
     generators are left as they were.
     """
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
@@ -34,26 +38,27 @@ def choose_precision(module: nn.Module, batches: Sequence[Any], loss: Callable[[
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.train()
     try:
-        ratios, times = [], []
-        for rounds in range(-1, 3 if len(batches) > 2 else 5):
-            for batch in batches:
-                fp32, reference = _timed(module, batch, loss, device, "fp32")
-                bf16, value = _timed(module, batch, loss, device, "bf16")
-                if not math.isfinite(value) and math.isfinite(reference):
-                    return "fp32", "the loss is not finite in bf16"
-                if rounds >= 0:
-                    ratios.append(fp32 / bf16)
-                    times.append((fp32, bf16))
+        times: list[tuple[float, float]] = []
+        begun = time.perf_counter()
+        for turn, batch in enumerate([batches[0], *itertools.islice(itertools.cycle(batches), PAIRS)]):
+            fp32, reference = _timed(module, batch, loss, device, "fp32")
+            bf16, value = _timed(module, batch, loss, device, "bf16")
+            if not math.isfinite(value) and math.isfinite(reference):
+                return "fp32", "the loss is not finite in bf16"
+            if turn:  # the first turn warms up
+                times.append((fp32, bf16))
+            if len(times) >= 3 and time.perf_counter() - begun > ENOUGH_S:
+                break
     finally:
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
         module.zero_grad(set_to_none=True)
         module.train(training)
         set_random_state(before)
-    ratio = statistics.median(ratios)
+    ratio = statistics.median(fp32 / bf16 for fp32, bf16 in times)
     fp32, bf16 = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     chosen = "bf16" if ratio >= PAYS else "fp32"
-    return chosen, f"a step takes {fp32:.3g} ms in fp32 and {bf16:.3g} ms in bf16 ({ratio:.2f}x, {len(ratios)} pairs; bf16 is taken from {PAYS}x)"
+    return chosen, f"a step takes {fp32:.3g} ms in fp32 and {bf16:.3g} ms in bf16 ({ratio:.2f}x, {len(times)} pairs; bf16 is taken from {PAYS}x)"
 
 
 def _timed(module: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device, precision: str) -> tuple[float, float]:
