@@ -44,7 +44,7 @@ def test_the_grid_finds_the_maximum(case, margin):
     assert drop_p_value(lost, gained, n, margin) >= min(1.0, dense + seen.gamma) - 1e-6
 
 
-@given(n=st.integers(50, 3000), drop=st.floats(-0.05, 0.2), gained=st.floats(0, 0.3))
+@given(n=st.integers(50, 3000), drop=st.floats(-0.05, 0.2), gained=st.just(0.0) | st.floats(1e-9, 0.3))  # scipy's pmf overflows at the smallest floats
 @settings(deadline=None, max_examples=40)
 def test_probability_of_a_region_equals_the_sum_of_its_columns(n, drop, gained):
     """The recurrence over columns against scipy's binomial, column by column."""

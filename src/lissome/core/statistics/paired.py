@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lissome.core.errors import BadInput
 from lissome.core.statistics.binomial import TAIL, Floats, Ints, half_width, log_choose, lower_rate, safe_log, upper_rate
@@ -62,7 +63,7 @@ class Region:
     steps_n: Ints
     steps_k: Ints
     steps_log_ways: Floats
-    steps_opening: Floats
+    steps_opening: NDArray[np.bool_]
     steps_end: Ints
 
 
@@ -93,7 +94,7 @@ def region(statistic: float, n: int, drop: float, low_rate: float, high_rate: fl
         steps_n,
         steps_k,
         log_choose(steps_n, steps_k),
-        opening.astype(np.float64),
+        opening,
         ends - 1,
     )
 
@@ -127,7 +128,7 @@ def probability(outcomes: Region, lost_rate: Floats, gained_rate: Floats) -> Flo
         start = _cdf_many(int(outcomes.limits[0]), n - outcomes.first, rate)
         inside = np.clip(outcomes.steps_k, 0, outcomes.steps_n)
         terms = np.exp(outcomes.steps_log_ways + inside * log_r + (outcomes.steps_n - inside) * log_s)
-        terms *= np.where(outcomes.steps_opening > 0, rate[:, None], 1.0)
+        terms *= np.where(outcomes.steps_opening, rate[:, None], 1.0)
         grown = np.cumsum(terms, axis=1)[:, outcomes.steps_end]
         below[:, : outcomes.full] = start[:, None]
         below[:, 1 : outcomes.full] += grown
