@@ -1,0 +1,93 @@
+"""A small real problem: two noisy classes in a table, and a network that tells them apart."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lissome.engines.table import ENGINES
+
+MODEL = '''
+import torch
+from torch import nn
+
+
+def build(seed: int = 0, width: int = 160) -> nn.Module:
+    """A trained-looking network: random features of the first column's sign, read out by least squares."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+    x = torch.randn(4000, 6)
+    y = nn.functional.one_hot((x[:, 0] + x[:, 1] > 0).long(), 2).float()
+    with torch.no_grad():
+        hidden = torch.cat([net[:4](x), torch.ones(4000, 1)], dim=1)
+        solved = torch.linalg.lstsq(hidden, y).solution
+        net[4].weight.copy_(solved[:-1].T)
+        net[4].bias.copy_(solved[-1])
+    return net
+
+
+def three() -> nn.Module:
+    return nn.Linear(6, 3)
+
+
+def broken() -> nn.Module:
+    net = build()
+    with torch.no_grad():
+        net[2].weight[0, 0] = float("nan")
+    return net
+
+
+def conditional() -> nn.Module:
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = build()
+
+        def forward(self, x):
+            if x.sum() > 0:
+                return self.net(x)
+            return self.net(x) * 1.0
+
+    return Branches()
+'''
+
+TASK = """
+kind: tabular
+data: rows.csv
+label: side
+fractions: {train: 0.3, calibration: 0.1, validation: 0.2, test: 0.4}
+"""
+
+
+@pytest.fixture(scope="session")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny_model.py, rows.csv and task.yaml."""
+    folder = tmp_path_factory.mktemp("problem")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 6))
+    side = np.where(x[:, 0] + x[:, 1] + 0.2 * rng.normal(size=3000) > 0, "right", "left")
+    lines = ["a,b,c,d,e,f,side", *(",".join([*(f"{v:.4f}" for v in row), str(label)]) for row, label in zip(x, side, strict=True))]
+    (folder / "rows.csv").write_text("\n".join(lines) + "\n")
+    (folder / "task.yaml").write_text(TASK)
+    (folder / "tiny_model.py").write_text(MODEL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests: what one learned, the next reuses."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(problem: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The problem's folder importable, an empty working folder, and only the two quickest engines."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LISSOME_CACHE", str(cache_folder))
+    monkeypatch.setattr(sys, "path", [str(problem), *sys.path])
+    for name in ("torch.compile", "openvino"):
+        monkeypatch.delitem(ENGINES, name)
+    return problem
