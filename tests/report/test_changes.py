@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import manifests
 import pytest
 
 from lissome.report.changes import changes, duration, plan_word
+from tests.report import manifests
 
 
 def test_every_quantity_and_the_score_is_compared() -> None:

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import math
 
-import manifests
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import measured
 
 from lissome.core.contract import Contract, parse_limit
 from lissome.core.measurement import Measurement, counted
 from lissome.report import figures
+from tests.report import manifests
+from tests.report.manifests import measured
 
 
 @pytest.mark.parametrize(

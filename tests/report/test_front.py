@@ -3,15 +3,16 @@ from __future__ import annotations
 import itertools
 import math
 
-import manifests
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lissome.core.contract import Contract
 from lissome.core.manifest import Manifest
+from lissome.core.measurement import Measurement
 from lissome.report.front import Scale, draw, pictures
 from lissome.report.labels import Box
+from tests.report import manifests
 
 SIZES = [(760, 460, False), (348, 380, True)]
 OUTCOMES = ["dominated", "over limit", "chosen"]
@@ -151,3 +152,15 @@ def test_the_drop_limit_is_drawn_within_the_picture(limit: str) -> None:
     assert picture.limit_y is not None
     assert picture.top < picture.limit_y.at < picture.bottom
     assert picture.limit_x is None
+
+
+def test_a_very_long_interval_runs_off_the_axis_instead_of_setting_it() -> None:
+    base = manifests.met()
+    row = base.tried[6]
+    noisy = row.model_copy(update={"figures": (Measurement("latency_p50", 2.9, 2.5, 900.0, "ms", 9, "measured", manifests.FINGERPRINT), *row.figures[1:])})
+    picture = draw(base.model_copy(update={"tried": (*base.tried[:6], noisy, *base.tried[7:])}), "latency_p50", 760, 460)
+    assert picture is not None
+    assert float(picture.x_ticks[-1].text) <= 10
+    mark = next(mark for mark in picture.marks if mark.index == 6)
+    assert mark.across is not None
+    assert mark.across[1] == picture.right

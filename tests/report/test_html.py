@@ -7,12 +7,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import manifests
 import pytest
 
 from lissome.core.errors import EnvironmentLacks
 from lissome.core.measurement import Measurement
 from lissome.report.html import interval_bar, render, write_report
+from tests.report import manifests
 
 VOID = {"meta", "link", "input", "img", "br"}
 

@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-import manifests
 import pytest
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from lissome.report.terminal import (
     task_report_table,
     verdict_text,
 )
+from tests.report import manifests
 
 
 def shown(renderable: object, width: int = 80) -> str:

@@ -132,7 +132,7 @@ def ratio_words(before: Measurement | None, after: Measurement | None) -> str:
     shown = times if times >= 1 else 1 / times
     if shown < 1.005:
         return "the same"
-    text = f"{shown:.0f}" if shown >= 20 else f"{shown:.1f}" if shown >= 1.95 else f"{shown:.2f}"
+    text = f"{shown:,.0f}" if shown >= 20 else f"{shown:.1f}" if shown >= 1.95 else f"{shown:.2f}"
     return f"{text}x {kind.gain if times >= 1 else kind.loss}"
 
 

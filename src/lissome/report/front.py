@@ -191,9 +191,11 @@ def _points(manifest: Manifest, axis: str) -> list[_Point]:
 
 
 def _across(figures: Sequence[Measurement], most: float | None, left: float, right: float) -> Scale:
-    """The horizontal scale; logarithmic when the values span more than a factor of five."""
-    values = [v for f in figures for v in (f.low, f.value, f.high) if math.isfinite(v) and v > 0] + ([most] if most else [])
+    """The horizontal scale; logarithmic when the values span more than a factor of five. Very long intervals run off it, they do not set it."""
+    values = [f.value for f in figures] + ([most] if most else [])
     low, high = min(values), max(values)
+    ends = [v for f in figures for v in (f.low, f.high) if math.isfinite(v) and low / 1.5 <= v <= high * 1.5]
+    low, high = min([low, *ends]), max([high, *ends])
     if high / low > 5:
         return Scale(low / 1.25, high * 1.25, left, right, log=True)
     pad = max((high - low) * 0.12, high * 0.02)
