@@ -68,7 +68,7 @@ def render(manifest: Manifest) -> str:
 
 def _asset(name: str) -> str:
     """The text of a file in templates/."""
-    return files("lissome.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return (files("lissome.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _sha256(text: str) -> str:
