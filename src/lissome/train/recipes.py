@@ -6,7 +6,7 @@ from lissome.train.config import FinetuneConfig, TrainConfig
 
 
 def sentiment_recipe() -> FinetuneConfig:
-    """MiniLM (all-MiniLM-L6-v2, its own pooler, fresh head) on the four-domain sentiment task; about 200 s of one core in bf16.
+    """MiniLM (all-MiniLM-L6-v2, its own pooler, fresh head) on the four-domain sentiment task; about 215 s of one core in bf16, evaluation included.
 
     Tuned on 9,623 training and 4,000 validation texts of that data, none of them from a test split, on a Zen 4 core with AVX512-BF16, one epoch of
     batches of 32 each, one seed (a standard error of 0.5 points, so only the larger differences mean anything):
@@ -17,6 +17,7 @@ def sentiment_recipe() -> FinetuneConfig:
         lr 1e-4, no dropout, two blocks frozen           86.7 %, nll 0.314, a quarter less time
         lr 1e-4, no dropout, head and pooler at 5e-4     87.4 %, nll 0.289   <- taken
 
+    With the task's own 10,701 training texts the taken one gives 87.2 % of its 2,803 validation texts.
     Per text, batches of 16 took about a sixth longer (fp32) and batches of 64 no less; freezing the embeddings saves AdamW's pass over half of all weights.
     """
     return FinetuneConfig(
