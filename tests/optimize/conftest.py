@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lissome.engines import torch_eager
 from lissome.engines.table import ENGINES
 
 MODEL = '''
@@ -90,4 +91,5 @@ def here(problem: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "path", [str(problem), *sys.path])
     for name in ("torch.compile", "openvino"):
         monkeypatch.delitem(ENGINES, name)
+    monkeypatch.setattr(torch_eager, "has_bf16", lambda isa: False)
     return problem

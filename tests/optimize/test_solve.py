@@ -132,7 +132,9 @@ def test_needed_drop_of_real_valued_scores_covers_the_observed_drop():
     assert 0.1 < needed_drop(original, candidate, 500, 0.95) < 0.13
 
 
-@pytest.mark.parametrize(("limit", "bound", "expected"), [("latency", "1ms", "ms"), ("latency", "p95 1ms", "p95 "), ("size", "1MB", "MB"), ("memory", "9x", "x")])
+@pytest.mark.parametrize(
+    ("limit", "bound", "expected"), [("latency", "1ms", "ms"), ("latency", "p95 1ms", "p95 "), ("size", "1MB", "MB"), ("memory", "9x", "x")]
+)
 def test_a_loosened_limit_is_written_as_a_user_would(limit, bound, expected):
     row = three_ways()[3]
     contract = Contract(**{limit: bound})

@@ -41,9 +41,12 @@ def show(*parts: Any) -> None:
     """Print text and tables on stdout, in colour only on a terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    for part in parts:
-        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
+    console = Console(highlight=False)
+    for i, part in enumerate(parts):
+        if i and part != "":
+            console.print()
+        # Text is not wrapped again: a command broken over two lines cannot be copied.
+        console.print(part, markup=False, soft_wrap=True) if isinstance(part, str) else console.print(part)
 
 
 def configured(schema: type[Config], what: str, **values: Any) -> Any:

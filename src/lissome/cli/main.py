@@ -9,13 +9,14 @@ import os
 import sys
 import tempfile
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
-from click.exceptions import Abort, ClickException
-from click.exceptions import Exit as ClickExit
 
 from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
+
+USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""Base of the errors in how a command was typed; some versions of typer bring their own copy of click, so it is found through typer."""
 
 app = typer.Typer(
     name="lissome",
@@ -44,15 +45,14 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         outcome = typer.main.get_command(app).main(args=arguments, prog_name="lissome", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
-    except (ClickExit, typer.Exit) as leaving:
-        return int(leaving.exit_code)
-    except ClickException as wrong:
+    except typer.Exit as leaving:
+        return _interrupted(as_json) if leaving.exit_code == Interrupted.exit_code else int(leaving.exit_code)
+    except USAGE as wrong:
         return _fail(f"{wrong.format_message()}\n  Do this:  lissome --help, or lissome VERB --help", 2, as_json, "BadInput")
     except LissomeError as error:
         return _fail(str(error), error.exit_code, as_json, type(error).__name__)
-    except (KeyboardInterrupt, Abort, typer.Abort):
-        stopped = Interrupted("Interrupted. What was learned so far is kept.", do="run the same command again: it goes on from there")
-        return _fail(str(stopped), stopped.exit_code, as_json, "Interrupted")
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted(as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (`| head`); nothing more to say
         return 0
@@ -65,6 +65,11 @@ def run(arguments: list[str] | None = None) -> int:
         return _bug(error, as_json)
     except Exception as error:  # noqa: BLE001  the last resort: a bug is reported as one, not as a traceback
         return _bug(error, as_json)
+
+
+def _interrupted(as_json: bool) -> int:
+    stopped = Interrupted("Interrupted. What was learned so far is kept.", do="run the same command again: it goes on from there")
+    return _fail(str(stopped), stopped.exit_code, as_json, "Interrupted")
 
 
 def _fail(message: str, code: int, as_json: bool, kind: str) -> int:

@@ -38,7 +38,7 @@ class Tried(Config):
     """One option with what was learned of it.
 
     drop: accuracy drop on the validation split (pt, interval). figures: latency_p50, latency_p95, memory, size, throughput...
-    parity: largest difference to the original's outputs on real inputs, relative to their spread.
+    parity: relative L2 distance of its outputs to the original's on real inputs.
     outcome: chosen | dominated | over limit | failed | skipped; why: one sentence.
     """
 

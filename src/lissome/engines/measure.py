@@ -19,6 +19,7 @@ from lissome.core.measurement import Measurement, counted
 from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import median_interval, ratio_interval
 from lissome.engines.process import EngineFailed, Process, write_batches
+from lissome.export.parity import relative_error
 from lissome.machine.energy import EnergyMeter, find_meter
 from lissome.machine.noise import Noise, NoiseMeter
 
@@ -49,7 +50,10 @@ class Subject:
 
 @dataclass
 class Result:
-    """What a measured subject gave. rounds: per-round values of each latency figure, for ratios; failed: the engine's reason, or None."""
+    """What a measured subject gave. rounds: per-round values of each latency figure, for ratios; failed: the engine's reason, or None.
+
+    departure: relative distance of its outputs on the timed batches to the first subject's, which the parity gate judges.
+    """
 
     subject: Subject
     rounds: dict[str, list[float]] = field(default_factory=lambda: {"latency_p50": [], "latency_p95": [], "throughput": []})
@@ -57,6 +61,7 @@ class Result:
     cold_start_s: float = 0.0
     memory_mb: float = 0.0
     energy_mj: list[float] = field(default_factory=list)
+    departure: float | None = None
     failed: str | None = None
 
     def figures(self, machine: str, confidence: float = 0.95) -> tuple[Measurement, ...]:
@@ -112,6 +117,7 @@ def measure(subjects: Sequence[Subject], machine: str, *, rounds: int = 15, thre
                     result.failed = f"measuring it beside the others needs more than the {ram_mb:.0f} MB allowed by --ram"
                     used -= result.memory_mb
                     processes.pop(i).close()
+        _depart(results, folder)
         for turn in range(rounds):
             order = list(processes)
             for i in order[turn % max(len(order), 1) :] + order[: turn % max(len(order), 1)]:
@@ -132,12 +138,24 @@ def _start(process: Process, result: Result, batches: Path, machine: str) -> boo
     try:
         process.load(subject.engine, subject.form, subject.precision, write_batches(subject.batches, batches), subject.shapes)
         result.cold_start_s = process.cold_start_s
-        process.ask("warm", passes=1)
+        process.ask("warm", to=str(batches.with_suffix(".npy")))
         result.memory_mb = process.peak_mb(machine)
     except EngineFailed as error:
         result.failed = error.what
         process.close()
     return result.failed is None
+
+
+def _depart(results: Sequence[Result], folder: Path) -> None:
+    """Compare the outputs of the warming pass, which all subjects ran on the same examples, with the first subject's."""
+    import numpy as np
+
+    if results[0].failed is not None:
+        return
+    expected = np.load(folder / "0.npy", allow_pickle=False)
+    for i, result in enumerate(results):
+        if result.failed is None:
+            result.departure = relative_error(expected, np.load(folder / f"{i}.npy", allow_pickle=False))
 
 
 def _weigh(process: Process, result: Result, machine: str) -> None:

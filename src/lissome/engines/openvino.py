@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lissome.engines.table import Load, Support
+from lissome.engines.table import Load, Support, has_bf16
 from lissome.export.telemetry import silence_telemetry
 from lissome.machine.versions import installed
 
@@ -22,7 +22,7 @@ def support(isa: Sequence[str]) -> Support:
         return Support("openvino", None, "openvino", (), {"*": 'not installed; pip install "lissome[openvino,onnx]"'})
     missing = {"int8-dynamic": "OpenVINO quantises activations from calibration data; see int8-static"}
     precisions = ["fp32"]
-    if any(name.lower().replace("-", "_") in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16") for name in isa):
+    if has_bf16(isa):
         precisions.append("bf16")
     else:
         missing["bf16"] = "this CPU has no bf16 instructions"

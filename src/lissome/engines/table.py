@@ -73,6 +73,11 @@ def engine(name: str) -> Any:
     return importlib.import_module(ENGINES[name])
 
 
+def has_bf16(isa: Sequence[str]) -> bool:
+    """Whether the CPU multiplies in bfloat16 itself."""
+    return any(name.lower().replace("-", "_") in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16") for name in isa)
+
+
 def load(name: str, form: Path, how: Load) -> Session:
     """Load a form with the engine called `name`. Raises MissingExtra when the engine is not installed."""
     try:

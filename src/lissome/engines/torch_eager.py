@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lissome.engines.table import Load, Support
+from lissome.engines.table import Load, Support, has_bf16
 from lissome.machine.versions import installed
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def support(isa: Sequence[str]) -> Support:
     """fp32 everywhere; bf16 where the CPU multiplies in it (elsewhere torch emulates it, slower than fp32)."""
-    native = [name for name in isa if name.lower().replace("-", "_") in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")]
+    native = has_bf16(isa)
     missing = {
         "int8-dynamic": "torch's eager mode has no maintained int8 path on CPUs",
         "int8-static": "torch's eager mode has no maintained int8 path on CPUs",

@@ -14,7 +14,7 @@ from lissome.core.errors import BadModel, BadTask
 from lissome.core.manifest import MachineInfo, Option
 from lissome.core.model import Model
 from lissome.core.progress import Progress
-from lissome.core.task import Split, SplitName, Task
+from lissome.core.task import SplitName, Task
 from lissome.engines.process import Process, write_batches
 from lissome.export.forms import Recipe, form_key
 from lissome.machine.versions import versions
@@ -105,13 +105,11 @@ def _some(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
 
 
-def outputs(
-    bench: Bench, option: Option, form: Path, split: SplitName, *, as_deployed: bool = False, anew: bool = False, first: int | None = None
-) -> np.ndarray:
+def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_deployed: bool = False, anew: bool = False) -> np.ndarray:
     """Outputs of a form on a whole split [n, ...], computed in a process of its own, cached.
 
     as_deployed: with the contract's batch size and the option's padding, exactly as it will run; otherwise in large batches, which only forms
-    that quantise activations as they come can tell apart (these always run as deployed). anew: whatever is cached. first: only so many examples.
+    that quantise activations as they come can tell apart (these always run as deployed). anew: whatever is cached.
     """
     import numpy as np
 
@@ -121,9 +119,7 @@ def outputs(
     shapes = bench.shapes(option) if deployed else None
 
     def make(folder: Path) -> None:
-        whole = bench.task.splits[split]
-        part = whole if first is None else Split(whole.inputs[:first], whole.targets[:first])
-        ordered = scoring_batches(bench.task, part, size, padding, full=shapes is not None)
+        ordered = scoring_batches(bench.task, bench.task.splits[split], size, padding, full=shapes is not None)
         with tempfile.TemporaryDirectory(prefix="lissome-") as temporary, Process(bench.threads) as process:
             probe = write_batches(ordered.batches[:1], Path(temporary) / "first.npz")
             everything = write_batches(ordered.batches, Path(temporary) / "all.npz")
@@ -137,6 +133,6 @@ def outputs(
             make(Path(folder))
             fresh: np.ndarray = np.load(Path(folder) / "outputs.npy", allow_pickle=False)
             return fresh
-    key = bench.key(option, "outputs", split, bench.task.fingerprint, size, padding, shapes, first)
+    key = bench.key(option, "outputs", split, bench.task.fingerprint, size, padding, shapes)
     array: np.ndarray = np.load(bench.cache.folder("outputs", key, make) / "outputs.npy", allow_pickle=False)
     return array

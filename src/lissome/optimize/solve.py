@@ -74,7 +74,7 @@ def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_si
     scale = (float(np.mean(original.scores)) if limit.relative else 1.0) / 100
     bound = needed_drop(original.scores, row.scores, test_size, confidence) / max(scale, 1e-12)
     drop = float(np.mean(original.scores - row.scores)) / max(scale, 1e-12)
-    figure = Measurement("drop", drop, drop, bound, "pt", len(row.scores), "measured", "any", confidence)
+    figure = Measurement("drop", drop, drop, bound, "%" if limit.relative else "pt", len(row.scores), "measured", "any", confidence)
     return Reading(limit, bound, bound / limit.bound if limit.bound > 0 else math.inf, figure)
 
 

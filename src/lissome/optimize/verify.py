@@ -127,7 +127,9 @@ def drop_clause(limit: Limit, tested: Tested) -> Clause:
     """The clause on accuracy: certified by the paired test, or how many examples it would take."""
     drop, unit = tested.drop, "% of the original's score" if limit.relative else "pt"
     seen = "seen once" if tested.seen == 1 else f"seen {tested.seen} times"
-    figure = Measurement("drop", 100 * drop.drop, 100 * drop.low, 100 * drop.upper, "pt", drop.n, "measured", tested.original.machine, drop.confidence)
+    figure = Measurement(
+        "drop", 100 * drop.drop, 100 * drop.low, 100 * drop.upper, "%" if limit.relative else "pt", drop.n, "measured", tested.original.machine, drop.confidence
+    )
     sentence = (
         f"{limit} ({drop.confidence:.0%}): measured {100 * drop.drop:.2f}, upper bound {100 * drop.upper:.2f} {unit}, n = {drop.n:,} test examples, {seen}"
     )
