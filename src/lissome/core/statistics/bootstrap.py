@@ -5,11 +5,10 @@ few score much worse, and a sample may hold none of those few. Where 1 % of exam
 bootstrap cover 42 % at n = 50 and 85 % at n = 200 (200 repetitions; `benchmarks/certification.py` prints the table).
 
 So the sample gets one more example, as bad as the scores' range allows, and all are reweighted by Dirichlet(1, ..., 1) draws (Rubin's bootstrap, Annals of
-Statistics 9 (1981) 130-134). The 1 - alpha quantile of the reweighted mean is N. Gaffke's bound ("Three test statistics for a nonparametric one-sided
-hypothesis on the mean of a nonnegative variable", Mathematical Methods of Statistics 14 (2005) 451-467). For two-valued data it equals
-Clopper-Pearson; in general no distribution is known that breaks it, though a proof for all is missing. The price is width where n is small against
-(range / margin): an added example of weight 1 / (n + 1) as bad as the range allows. As n grows it becomes the ordinary
-bootstrap. E. Learned-Miller and P. Thomas (arXiv 1905.06208, 2019) discuss it as a special case.
+Statistics 9 (1981) 130-134). The 1 - alpha quantile of the reweighted mean is N. Gaffke's bound (Mathematical Methods of Statistics 14 (2005); also
+E. Learned-Miller and P. Thomas, arXiv 1905.06208). For two-valued data it equals Clopper-Pearson and is proved; in general that it covers is a
+conjecture which extensive simulation, P. Stark's and the one here, has not broken (fperez.github.io/StatNotes/gaffke.html). The price is width where n
+is small against range / margin; as n grows it becomes the ordinary bootstrap.
 """
 
 from __future__ import annotations

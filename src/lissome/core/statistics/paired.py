@@ -6,14 +6,15 @@ not in the limit. Three ideas make it so.
 
 1. Order. Outcomes are ordered by Tango's asymptotic upper bound at the confidence asked for, which does not depend on the margin tested.
    "At least as good as observed" is then one fixed set R of outcomes, and sup P(R) falls as the margin grows. So the p-value is monotone in the
-   margin and in `lost`, the set of margins not rejected is an interval, and bisection finds its end (R. J. Buehler, JASA 52 (1957) 482-493;
-   ordering by a good approximate bound: P. Kabaila and C. J. Lloyd, Statistics & Probability Letters 65 (2003) 237-241).
+   margin and in `lost`, the set of margins not rejected is an interval, and bisection finds its end: a limit in the sense of R. J. Buehler,
+   JASA 52 (1957) 482-493, ordered by a good approximate bound (computing them: P. Kabaila, doi 10.1007/BF02741305).
    At the margin equal to that bound, R is exactly the rejection region of Tango's (1998) test.
-2. Boundary. T rises with `lost`, so for each gained c, R holds the outcomes lost <= b(c) (Barnard's convexity; K. Sidik, Statistics in Medicine 22
-   (2003) 265-278). Raising p10 at fixed p01 can only lower P(R), so the null "drop >= margin" is as likely as it gets on p10 = p01 + margin,
+2. Boundary. T rises with `lost`, so for each gained c, R holds the outcomes lost <= b(c). That is all the reduction to the boundary needs (conditional
+   monotonicity, Biometrics 67 (2011) 1666-1668): raising p10 at fixed p01 can only lower P(R), so the null "drop >= margin" is as likely as it gets on p10 = p01 + margin,
    and P(R) = sum over c of P(gained = c) P(Bin(n - c, p10 / (1 - p01)) <= b(c)): one short sum.
 3. Nuisance. P(R) is maximised over p01 within its Clopper-Pearson interval at level 1 - gamma, and gamma is added to the p-value
-   (R. L. Berger and D. D. Boos, JASA 89 (1994) 1012-1016). `gained` alone is Bin(n, p01) whatever p10 is, so this holds inside the null as well.
+   (R. L. Berger and D. D. Boos, JASA 89 (1994) 1012-1016; for matched pairs C. Lloyd and M. Moldovan, Statistics in Medicine 27 (2008)
+   3540-3549, compare it with alternatives). `gained` alone is Bin(n, p01) whatever p10 is, so this holds inside the null as well.
 
 All bounds are ONE-SIDED: `confidence` 0.95 means that the true drop lies above `high` in at most 5 % of repetitions, and below `low` in at most 5 %.
 Read together, low..high is a two-sided interval at 2 * confidence - 1 (90 %).
