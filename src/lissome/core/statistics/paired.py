@@ -10,8 +10,8 @@ not in the limit. Three ideas make it so.
    JASA 52 (1957) 482-493, ordered by a good approximate bound (computing them: P. Kabaila, doi 10.1007/BF02741305).
    At the margin equal to that bound, R is exactly the rejection region of Tango's (1998) test.
 2. Boundary. T rises with `lost`, so for each gained c, R holds the outcomes lost <= b(c). That is all the reduction to the boundary needs (conditional
-   monotonicity, Biometrics 67 (2011) 1666-1668): raising p10 at fixed p01 can only lower P(R), so the null "drop >= margin" is as likely as it gets on p10 = p01 + margin,
-   and P(R) = sum over c of P(gained = c) P(Bin(n - c, p10 / (1 - p01)) <= b(c)): one short sum.
+   monotonicity, Biometrics 67 (2011) 1666-1668): raising p10 at fixed p01 can only lower P(R), so under the null "drop >= margin" R is
+   likeliest on p10 = p01 + margin, and P(R) = sum over c of P(gained = c) P(Bin(n - c, p10 / (1 - p01)) <= b(c)): one short sum.
 3. Nuisance. P(R) is maximised over p01 within its Clopper-Pearson interval at level 1 - gamma, and gamma is added to the p-value
    (R. L. Berger and D. D. Boos, JASA 89 (1994) 1012-1016; for matched pairs C. Lloyd and M. Moldovan, Statistics in Medicine 27 (2008)
    3540-3549, compare it with alternatives). `gained` alone is Bin(n, p01) whatever p10 is, so this holds inside the null as well.
@@ -38,7 +38,8 @@ GAMMA_SHARE = 1 / 500
 """Share of the allowed error spent on the nuisance interval: 1e-4 of 0.05. Berger and Boos suggest 1e-3 of 0.05 or less."""
 
 GRID = 65
-"""Points over the nuisance interval, about 8 standard deviations of its estimate: spacing 0.12. P(R) bends on the scale of one deviation."""
+"""Points over the nuisance interval, about 8 standard deviations of its estimate: spacing 0.12. P(R) bends on the scale of one deviation.
+The three highest points are refined; the maximum found is within 1e-6 of that of a dense grid (tested)."""
 
 
 class DropInterval(NamedTuple):
