@@ -7,7 +7,7 @@ from lissome.train import precision
 from lissome.train.config import TrainConfig
 from lissome.train.loop import train
 from lissome.train.precision import choose_precision
-from tests.train.small import bits, loader, loss, small
+from tests.train.small import bits, data, loader, loss, small
 
 CPU = torch.device("cpu")
 
@@ -19,19 +19,19 @@ def timed(fp32, bf16, value=1.0):
 @pytest.mark.parametrize(("bf16", "chosen"), [(0.5, "bf16"), (1.0, "fp32"), (0.95, "fp32"), (2.0, "fp32")])
 def test_taken_only_where_it_pays(monkeypatch, bf16, chosen):
     monkeypatch.setattr(precision, "_timed", timed(1.0, bf16))
-    found, why = choose_precision(small(), [1, 2, 3], loss, CPU)
+    found, why = choose_precision(small(), 1, loss, CPU)
     assert found == chosen
     assert f"1e+03 ms in fp32 and {1e3 * bf16:.3g} ms in bf16 ({1 / bf16:.2f}x, 9 pairs" in why
 
 
 def test_timing_leaves_no_trace():
     module = small().train()
-    batches = list(loader(shuffle=False))[:3]
+    batch = next(iter(loader(shuffle=False)))
     before, buffers = bits(module), module.norm.num_batches_tracked.item()
     torch.manual_seed(4)
     expected = torch.rand(1)
     torch.manual_seed(4)
-    chosen, why = choose_precision(module, batches, loss, CPU)
+    chosen, why = choose_precision(module, batch, loss, CPU)
     assert torch.equal(torch.rand(1), expected)
     assert bits(module) == before
     assert module.norm.num_batches_tracked.item() == buffers
@@ -43,11 +43,11 @@ def test_timing_leaves_no_trace():
 
 def test_not_where_the_loss_overflows(monkeypatch):
     monkeypatch.setattr(precision, "_timed", lambda module, batch, loss, device, kind: (1.0, 1.0) if kind == "fp32" else (0.1, float("nan")))
-    assert choose_precision(small(), [1], loss, CPU) == ("fp32", "the loss is not finite in bf16")
+    assert choose_precision(small(), 1, loss, CPU) == ("fp32", "the loss is not finite in bf16")
 
 
 def test_16_bit_weights_are_left_alone():
-    assert choose_precision(small().bfloat16(), [1], loss, CPU)[0] == "fp32"
+    assert choose_precision(small().bfloat16(), 1, loss, CPU)[0] == "fp32"
 
 
 def test_the_choice_and_its_reason_are_in_the_result(monkeypatch):
@@ -67,7 +67,21 @@ def test_auto_gives_the_bits_of_the_precision_it_chose(monkeypatch):
 
 def test_three_pairs_must_do_when_they_are_slow(monkeypatch):
     calls = []
-    monkeypatch.setattr(precision, "_timed", lambda module, batch, loss, device, kind: (calls.append(batch), (1.0, 1.0))[1])
+    monkeypatch.setattr(precision, "_timed", lambda module, batch, loss, device, kind: (calls.append(kind), (1.0, 1.0))[1])
     monkeypatch.setattr(precision, "ENOUGH_S", 0.0)
-    assert "3 pairs" in choose_precision(small(), ["a", "b"], loss, CPU)[1]
-    assert calls == ["a"] * 4 + ["b"] * 2 + ["a"] * 2  # a warm-up pair, then the batches in turn
+    assert "3 pairs" in choose_precision(small(), 1, loss, CPU)[1]
+    assert calls == ["fp32", "bf16"] * 4  # a pair to warm up, then three
+
+
+def test_a_busy_machine_does_not_hide_the_gain(monkeypatch):
+    times = {"fp32": iter([1.0, 5.0, 1.0, 9.0] * 3), "bf16": iter([9.0, 0.5, 7.0, 9.0] * 3)}
+    monkeypatch.setattr(precision, "_timed", lambda module, batch, loss, device, kind: (next(times[kind]), 1.0))
+    assert choose_precision(small(), 1, loss, CPU)[0] == "bf16"
+
+
+def test_the_batch_of_middle_size_is_timed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(precision, "_timed", lambda module, batch, loss, device, kind: (seen.append(len(batch[0])), (1.0, 1.0))[1])
+    x, y = data(20)
+    train(small(), list(zip(x.split((12, 2, 6)), y.split((12, 2, 6)), strict=True)), loss, TrainConfig())
+    assert set(seen) == {6}

@@ -136,6 +136,15 @@ def weight(batch: Any) -> int:
     labels = batch.get(LABELS) if isinstance(batch, Mapping) else None
     if isinstance(labels, torch.Tensor):
         return int((labels != -100).sum()) if not labels.is_floating_point() else len(labels)
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else (batch,)
-    first = next((value for value in values if isinstance(value, torch.Tensor) and value.ndim), None)
+    first = next((value for value in _tensors(batch) if value.ndim), None)
     return len(first) if first is not None else 1
+
+
+def elements(batch: Any) -> int:
+    """How many numbers the tensors of `batch` hold, padding included."""
+    return sum(value.numel() for value in _tensors(batch))
+
+
+def _tensors(batch: Any) -> list[torch.Tensor]:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else (batch,)
+    return [value for value in values if isinstance(value, torch.Tensor)]

@@ -26,7 +26,7 @@ from torch import nn
 from lissome.core.cache import digest
 from lissome.core.errors import BadConfig, BadInput, BadModel, Diverged, Interrupted, MissingExtra
 from lissome.core.progress import Progress, Silent
-from lissome.train.batches import Ordered, ordered, weight
+from lissome.train.batches import Ordered, elements, ordered, weight
 from lissome.train.callbacks import Callback, History, Run
 from lissome.train.checkpoint import latest, random_state, save, seed_everything, set_random_state
 from lissome.train.config import TrainConfig
@@ -180,8 +180,10 @@ def _precision(run: Run, parts: _Parts, data: Ordered) -> tuple[str, str]:
         return run.config.precision, "as configured"
     parts.progress.stage("choose the precision")
     device = parts.accelerator.device
-    sample = [_to_device(batch, device) for batch in itertools.islice(data.epoch(0), 3)]
-    return choose_precision(parts.module, sample, parts.loss, device) if sample else ("fp32", "there was nothing to time")
+    sample = sorted(itertools.islice(data.epoch(0), 3), key=elements)
+    if not sample:
+        return "fp32", "there was nothing to time"
+    return choose_precision(parts.module, _to_device(sample[len(sample) // 2], device), parts.loss, device)
 
 
 def _loop(run: Run, parts: _Parts, data: Ordered, generators: Any, begun: float) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from lissome.train.checkpoint import random_state, set_random_state
 PAYS = 1.15
 """Least speed-up for which bf16's coarser arithmetic is accepted; a smaller one may be the timing's noise."""
 
-PAIRS, ENOUGH_S = 9, 4.0
+PAIRS, ENOUGH_S = 9, 6.0
 """Pairs of steps that are timed, and the seconds after which three pairs must do: the choice may not cost more than it can save."""
 
 
@@ -26,11 +24,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def choose_precision(module: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device) -> tuple[str, str]:
+def choose_precision(module: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device) -> tuple[str, str]:
     """ "bf16" or "fp32" for training `module`, and the reason with its figures.
 
-    Times forward and backward on each of `batches` in both, alternating, after one untimed pair. Weights, buffers, gradients and the random
-    generators are left as they were.
+    Times forward and backward on `batch` in both, alternating, after one untimed pair, and compares the quickest of each: other work on the
+    machine can only add time. Weights, buffers, gradients and the random generators are left as they were.
     """
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
         return "fp32", "the weights are 16-bit already, so nothing is cast"
@@ -40,7 +38,7 @@ def choose_precision(module: nn.Module, batches: Sequence[Any], loss: Callable[[
     try:
         times: list[tuple[float, float]] = []
         begun = time.perf_counter()
-        for turn, batch in enumerate([batches[0], *itertools.islice(itertools.cycle(batches), PAIRS)]):
+        for turn in range(PAIRS + 1):
             fp32, reference = _timed(module, batch, loss, device, "fp32")
             bf16, value = _timed(module, batch, loss, device, "bf16")
             if not math.isfinite(value) and math.isfinite(reference):
@@ -55,10 +53,10 @@ def choose_precision(module: nn.Module, batches: Sequence[Any], loss: Callable[[
         module.zero_grad(set_to_none=True)
         module.train(training)
         set_random_state(before)
-    ratio = statistics.median(fp32 / bf16 for fp32, bf16 in times)
-    fp32, bf16 = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    fp32, bf16 = (1e3 * min(column) for column in zip(*times, strict=True))
+    ratio = fp32 / bf16
     chosen = "bf16" if ratio >= PAYS else "fp32"
-    return chosen, f"a step takes {fp32:.3g} ms in fp32 and {bf16:.3g} ms in bf16 ({ratio:.2f}x, {len(times)} pairs; bf16 is taken from {PAYS}x)"
+    return chosen, f"at best a step takes {fp32:.3g} ms in fp32 and {bf16:.3g} ms in bf16 ({ratio:.2f}x, {len(times)} pairs; bf16 is taken from {PAYS}x)"
 
 
 def _timed(module: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], torch.Tensor], device: torch.device, precision: str) -> tuple[float, float]:
