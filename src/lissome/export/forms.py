@@ -65,11 +65,6 @@ class Recipe:
             found.append((name, str(array.dtype), ["n" if i in free else size for i, size in enumerate(array.shape)]))
         return found
 
-    @property
-    def transformer(self) -> bool:
-        """Whether the model is a transformer (int8 then keeps attention's softmax and norms in float)."""
-        return self.model.architecture.kind == "huggingface"
-
 
 def build_form(recipe: Recipe, engine: str, precision: str, cache: Cache) -> Path:
     """The folder of the form, made now or found in the cache. Raises what the exporter raises."""
@@ -107,7 +102,7 @@ def _build(recipe: Recipe, engine: str, precision: str, folder: Path, cache: Cac
     elif engine == "onnxruntime" and precision == "int8-static":
         quantized.onnx_int8_static(source, folder, recipe.calibration, reduce_range=recipe.reduce_range)
     elif engine == "openvino" and precision == "int8-static":
-        quantized.openvino_int8_static(source, folder, recipe.calibration, transformer=recipe.transformer)
+        quantized.openvino_int8_static(source, folder, recipe.calibration)
     else:
         quantized.to_openvino(source, folder, half=precision == "bf16")
 

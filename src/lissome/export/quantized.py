@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 from lissome.core.errors import MissingExtra
 from lissome.export.onnx import quiet
 
+PRODUCTS = ("MatMul", "Gemm", "Conv", "Gather")
+"""What ONNX Runtime quantises in a graph with attention: products and embedding tables. Its default takes the sums as well, and with them the
+attention mask, whose -3e38 stretches the scale until every score is zero (MiniLM on sentiment: error 0.98, against 0.21 with this list)."""
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -32,7 +36,10 @@ def onnx_int8_dynamic(source: Path, folder: Path, *, reduce_range: bool) -> None
 
 
 def onnx_int8_static(source: Path, folder: Path, batches: Batches, *, reduce_range: bool) -> None:
-    """QDQ with per-channel weights and activation ranges from calibration batches: their minima and maxima, as moving averages over batches."""
+    """QDQ with per-channel weights and activation ranges from calibration batches: their minima and maxima, as moving averages over batches.
+
+    In graphs with attention only products and tables are quantised.
+    """
     _need_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -55,6 +62,7 @@ def onnx_int8_static(source: Path, folder: Path, batches: Batches, *, reduce_ran
             str(prepared),
             str(folder / "model.onnx"),
             Reader(),
+            op_types_to_quantize=list(PRODUCTS) if has_attention(source) else None,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=reduce_range,
@@ -80,6 +88,20 @@ def _prepared(source: Path, folder: Path) -> Path:
     return prepared
 
 
+def has_attention(source: Path) -> bool:
+    """Whether the ONNX form in `source` multiplies by something that went through a softmax."""
+    import onnx
+
+    weighed: set[str] = set()
+    for node in onnx.load(str(source / "model.onnx"), load_external_data=False).graph.node:
+        after_softmax = not weighed.isdisjoint(node.input)
+        if node.op_type in ("Attention", "MultiHeadAttention") or (after_softmax and node.op_type == "MatMul"):
+            return True
+        if after_softmax or node.op_type == "Softmax":
+            weighed.update(node.output)
+    return False
+
+
 def _need_onnxruntime() -> None:
     try:
         import onnxruntime  # noqa: F401
@@ -101,8 +123,11 @@ def to_openvino(source: Path, folder: Path, *, half: bool) -> None:
     _describe_openvino(source, folder)
 
 
-def openvino_int8_static(source: Path, folder: Path, batches: Batches, *, transformer: bool) -> None:
-    """NNCF post-training quantisation of the OpenVINO graph: int8 weights and activations, fast bias correction."""
+def openvino_int8_static(source: Path, folder: Path, batches: Batches) -> None:
+    """NNCF post-training quantisation of the OpenVINO graph: int8 weights and activations, fast bias correction.
+
+    In graphs with attention NNCF's own scheme for transformers is used, which keeps softmax and norms in float.
+    """
     ov = _openvino()
     try:
         with quiet():
@@ -118,7 +143,7 @@ def openvino_int8_static(source: Path, folder: Path, batches: Batches, *, transf
             data,
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            model_type=nncf.ModelType.TRANSFORMER if has_attention(source) else None,
         )
         ov.save_model(quantized, str(folder / "model.xml"), compress_to_fp16=False)
     _describe_openvino(source, folder)
