@@ -91,9 +91,14 @@ def _wrong_when_static(model: Any) -> bool:
         shape, users = node.output(0).get_partial_shape(), _users(node)
         if len(users) == 1 and users[0].get_type_name() == "Multiply":  # the scales of the quantised weights
             users = _users(users[0])
-        if shape.is_static and len(shape) == 2 and not any(user.get_type_name() == "Add" for user in users):
+        if shape.is_static and len(shape) == 2 and not any(_adds_bias(user) for user in users):
             return True
     return False
+
+
+def _adds_bias(node: Any) -> bool:
+    """Whether the node adds a vector; a product without bias comes from ONNX with a scalar zero added, which compiling removes."""
+    return node.get_type_name() == "Add" and all(port.get_partial_shape().rank.get_length() > 0 for port in node.inputs())
 
 
 def _users(node: Any) -> list[Any]:
