@@ -48,7 +48,7 @@ def layer_values(model: Any) -> dict[str, str]:
     for node in model.graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
         path = ast.literal_eval(scopes) if scopes else []
-        if len(path) >= 2 and path[-2]:
+        if len(path) >= 2 and path[-2].split(".")[0] == "module":  # what was made outside the model has scopes of torch's own
             layer = path[-2].removeprefix("module.")
             found.pop(layer, None)
             found[layer] = node.output[0]
