@@ -150,7 +150,7 @@ def _depart(results: Sequence[Result], folder: Path) -> None:
     """Compare the outputs of the warming pass, which all subjects ran on the same examples, with the first subject's."""
     import numpy as np
 
-    if results[0].failed is not None:
+    if not results or results[0].failed is not None:
         return
     expected = np.load(folder / "0.npy", allow_pickle=False)
     for i, result in enumerate(results):

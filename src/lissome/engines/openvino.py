@@ -60,7 +60,7 @@ class OpenVinoSession:
         self.compiled = core.compile_model(model, "CPU", config)
         self.request = self.compiled.create_infer_request()
         self.names = [name for name in described["inputs"] if any(name in port.get_names() for port in self.compiled.inputs)]
-        self.how, self.version = how, ov.__version__
+        self.how, self.version = how, ov.__version__.split("-")[0]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Outputs as float32."""

@@ -60,6 +60,8 @@ class OrtSession:
 
     def layers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values of the probed layers."""
+        if not self.probed:  # asked for no outputs, ONNX Runtime gives all
+            return {}
         values = self.session.run(list(self.probed.values()), {k: v for k, v in inputs.items() if k in self.inputs})
         return dict(zip(self.probed, values, strict=True))
 

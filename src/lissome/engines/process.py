@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Batches = Sequence[Mapping[str, np.ndarray]]
 
 
+GRACE_S = 5.0
+"""How long a process may take to end by itself before it is ended."""
+
+
 class EngineFailed(LissomeError):
     """An engine could not load or run a form; the message is the engine's own."""
 
@@ -103,7 +107,7 @@ class Process:
             with contextlib.suppress(BrokenPipeError):  # it died before; there is nothing left to tell it
                 self.process.stdin.close()
         try:
-            self.process.wait(timeout=5)
+            self.process.wait(timeout=GRACE_S)
         except subprocess.TimeoutExpired:
             self._kill()
         if self.process.stdout is not None:
@@ -121,7 +125,7 @@ class Process:
     def _last_words(self) -> str:
         """What it said last and how it ended."""
         try:
-            code = self.process.wait(timeout=5)
+            code = self.process.wait(timeout=GRACE_S)
         except subprocess.TimeoutExpired:  # it closed its end and lives on: of no use any more
             self._kill()
             code = self.process.returncode
