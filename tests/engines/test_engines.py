@@ -115,6 +115,10 @@ def test_every_precision_has_a_place():
 @pytest.mark.parametrize("precision", engine("torch.compile").support(ISA).precisions)
 @pytest.mark.parametrize("name", ["bert", "cnn"])
 def test_compiled(forms, name, precision):
+    import torch
+
+    torch._dynamo.reset()  # in one process the tests together would pass the limit of recompilations, and run uncompiled
+    torch._dynamo.utils.counters.clear()
     batches = [forms[name].batch(size, length, size) for size, length in ((1, 16), (3, 7), (3, 21))]
     form = forms.form(name, "torch.compile", precision)
     free = load("torch.compile", form, Load(precision, 1))
@@ -124,3 +128,19 @@ def test_compiled(forms, name, precision):
     fixed = load("torch.compile", form, Load(precision, 1, {name: array.shape for name, array in batches[0].items()}))
     assert relative_error(forms[name].reference(batches[0]), fixed.run(batches[0])) < TOLERANCE[precision] * 10
     assert "compiler" in fixed.describe()
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4, "other lengths do not compile anew"
+
+
+@pytest.mark.slow
+def test_compiling_leaves_no_process_behind(forms, tmp_path):
+    import psutil
+
+    from lissome.engines.process import Process, write_batches
+
+    batches = write_batches([forms["mlp"].batch(2, 0, 0)], tmp_path / "b.npz")
+    with Process(1) as process:
+        answer = process.load("torch.compile", forms.form("mlp", "torch.compile", "fp32"), "fp32", batches, None)
+        assert answer["describe"]["engine"] == "torch.compile"
+        children = psutil.Process(process.process.pid).children(recursive=True)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
