@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from lissome.core.statistics import asymptotic_upper_bound, bootstrap_drop, drop_p_value, proportion_interval
+from lissome.report.markdown import update_marked_block
 
 SEED, CONFIDENCE, MARGIN = 20_240, 0.95, 0.01
 Z = NormalDist().inv_cdf(CONFIDENCE)
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("--contracts", type=int, default=1000, help="contracts per row of the first table")
     parser.add_argument("--repetitions", type=int, default=200, help="samples per row of the second table")
-    parser.add_argument("--write", type=Path, help="write the tables to this Markdown file")
+    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- certification --> markers to write the tables into")
     given = parser.parse_args()
     document: dict[str, Any] = {"schema_version": 1, "seed": SEED, "confidence": CONFIDENCE, "margin": MARGIN, "contracts": [], "bootstrap": []}
     for n, discordance, drop in AT_LIMIT + BELOW:
@@ -138,7 +139,7 @@ def main() -> None:
             document["bootstrap"].append(bootstrap_row(n, shape, given.repetitions))
     tables = markdown(document)
     if given.write:
-        given.write.write_text(tables, encoding="utf-8")
+        update_marked_block(given.write, "certification", tables)
     print(json.dumps(document) if given.json else tables)
 
 
