@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import signal
 import subprocess
@@ -96,6 +97,13 @@ class TestRequests:
             ort.load("onnxruntime", forms.form("mlp", "onnxruntime", "fp32"), "fp32", other, None)
         ort.load("onnxruntime", forms.form("mlp", "onnxruntime", "fp32"), "fp32", batches, None)
         assert len(ort.ask("time", seconds=0, skip=0)["ms"]) == 2
+
+    @pytest.mark.parametrize("line", ["Welcome to the site!\n", '{"ms": [1.0, 2.'])
+    def test_no_proper_answer(self, monkeypatch, line):
+        with Process(1) as process:
+            process.process.stdout.close()
+            monkeypatch.setattr(process.process, "stdout", io.StringIO(line))
+            assert "gave no proper answer to `warm`: " + repr(line.strip()) == refusal(process, "warm", to="").removeprefix("the engine's process ")
 
     def test_no_disk_space(self, ort, batches, tmp_path):
         (tmp_path / "o.npy").symlink_to("/dev/full")

@@ -80,7 +80,10 @@ class Process:
             line = ""
         if not line:
             raise EngineFailed(f"the engine's process died during `{do}`: {self._last_words()}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:  # cut off by its end, or printed before it began to listen
+            raise EngineFailed(f"the engine's process gave no proper answer to `{do}`: {line[:100].strip()!r}") from error
         if "error" in answer:
             if "No space left" in answer["error"]:
                 raise EnvironmentLacks("no disk space left while the engine ran", do="free some space (`lissome cache clear` frees lissome's own)")
