@@ -84,7 +84,7 @@ def test_a_limit_prints_as_a_condition():
     assert str(parse_limit("max_drop", "1%")) == "accuracy drop <= 1 pt"
     assert str(parse_limit("max_drop", "1%rel")) == "accuracy drop <= 1 % of the original score"
     assert str(parse_limit("latency", "p95 3ms")) == "latency p95 <= 3 ms"
-    assert str(parse_limit("size", "4x")) == "size 4x below the original"
+    assert str(parse_limit("size", "4x")) == "size at least 4x below the original"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400), ("2 m", 120), ("30 sec", 30)])

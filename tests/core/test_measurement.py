@@ -12,7 +12,7 @@ LATENCY = Measurement("latency_p50", 1.063, 1.041, 1.092, "ms", 30, "measured", 
 
 def test_it_prints_its_interval_and_unit():
     assert str(LATENCY) == "1.06 [1.04, 1.09] ms"
-    assert str(counted("size", 41.0, "MB", "box-1")) == "41 MB"
+    assert str(counted("size", 41.0, "MB", "box-1")) == "41.0 MB"
 
 
 def test_an_estimate_says_so_wherever_it_is_shown():

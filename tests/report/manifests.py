@@ -166,11 +166,11 @@ def met() -> Manifest:
                     "accuracy drop <= 1 pt (95 %): measured 0.31, upper bound 0.78, n = 5,840 test examples, seen once",
                 ),
                 clause(
-                    "latency p50 2x below the original",
+                    "latency p50 at least 2x below the original",
                     "met",
                     chosen.figure("latency_p50"),
                     original.figure("latency_p50"),
-                    "latency p50 2x below the original, 3.74 ms: 1.06 [1.03, 1.09] ms, was 7.47 (7.0x)",
+                    "latency p50 at least 2x below the original, 3.74 ms: 1.06 [1.03, 1.09] ms, was 7.47 (7.0x)",
                 ),
                 clause("memory <= 200 MB", "met", chosen.figure("memory"), original.figure("memory"), "memory <= 200 MB: 96 [95, 97] MB, was 402 (4.2x)"),
             ),
@@ -278,7 +278,13 @@ def infeasible_factor() -> Manifest:
                             None,
                             "accuracy drop <= 1 % of the original score: reaches 0.81 % of the original score (what this test split would certify)",
                         ),
-                        clause("latency p50 20x below the original", "not met", speedup, None, "latency p50 20x below the original: reaches 7.05 [6.8, 7.3] x"),
+                        clause(
+                            "latency p50 at least 20x below the original",
+                            "not met",
+                            speedup,
+                            None,
+                            "latency p50 at least 20x below the original: reaches 7.05 [6.8, 7.3] x",
+                        ),
                     )
                 }
             ),
@@ -336,11 +342,11 @@ def digits() -> Manifest:
                         "accuracy drop <= 1 % of the original score, 0.98 pt (95 %): measured 0, upper bound 0.55, n = 540 test examples, seen once",
                     ),
                     clause(
-                        "latency p50 2x below the original",
+                        "latency p50 at least 2x below the original",
                         "met",
                         options[2].figure("latency_p50"),
                         options[0].figure("latency_p50"),
-                        "latency p50 2x below the original, 0.305 ms: 0.092 [0.089, 0.095] ms, was 0.61 (6.6x)",
+                        "latency p50 at least 2x below the original, 0.305 ms: 0.092 [0.089, 0.095] ms, was 0.61 (6.6x)",
                     ),
                 ),
             ),

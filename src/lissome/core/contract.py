@@ -48,7 +48,7 @@ class Limit:
         if self.quantity == "max_drop":
             return f"accuracy drop <= {self.bound:g} {'% of the original score' if self.relative else 'pt'}"
         label = self.name.replace("_", " ")
-        return f"{label} {self.bound:g}x below the original" if self.relative else f"{label} <= {self.bound:g} {self.unit}"
+        return f"{label} at least {self.bound:g}x below the original" if self.relative else f"{label} <= {self.bound:g} {self.unit}"
 
 
 def parse_limit(quantity: Quantity, text: str) -> Limit:

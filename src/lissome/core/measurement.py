@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -38,8 +39,15 @@ class Measurement:
     def __str__(self) -> str:
         tag = " (estimated)" if self.method == "estimated" else ""
         if self.low == self.high:
-            return f"{self.value:.3g} {self.unit}{tag}"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] {self.unit}{tag}"
+            return f"{digits(self.value)} {self.unit}{tag}"
+        return f"{digits(self.value)} [{digits(self.low)}, {digits(self.high)}] {self.unit}{tag}"
+
+
+def digits(value: float) -> str:
+    """A number with three significant digits, trailing zeros kept ("2.00"), whole from a thousand up ("1,234")."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def counted(name: str, value: float, unit: str, machine: str) -> Measurement:

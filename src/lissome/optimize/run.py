@@ -25,7 +25,7 @@ from lissome.optimize.artifact import write_artifact
 from lissome.optimize.bench import Bench, make_bench
 from lissome.optimize.describe import describe_rows, drop_on_validation
 from lissome.optimize.options import ORIGINAL, padded, whole_model_options
-from lissome.optimize.solve import Reading, Solution, solve
+from lissome.optimize.solve import Reading, Solution, contenders, solve
 from lissome.optimize.tables import Row, build_rows, measure_rows
 from lissome.optimize.verify import Fresh, Tested, figure_clause, judge, judge_on_test, measure_again
 from lissome.version import VERSION
@@ -33,8 +33,8 @@ from lissome.version import VERSION
 if TYPE_CHECKING:
     from torch import nn
 
-PADDED = 3
-"""How many of the fastest usable rows are also tried with other padding."""
+PADDED = 2
+"""How many of the best rows are also tried with other padding."""
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,16 @@ def tables(bench: Bench) -> tuple[list[Row], list[Tried]]:
     options, skipped = whole_model_options(bench.machine)
     rows = build_rows(bench, options)
     measure_rows(bench, rows, rows[0])
-    fast = sorted((row for row in rows if row.usable), key=_relative_latency)[:PADDED]
-    more = padded([row.option for row in fast], bench.task)
+    fast = contenders(rows, bench.contract, bench.machine.fingerprint, len(bench.task.splits["test"]))[:PADDED]
+    more = padded([row.option for row in fast if row is not rows[0]], bench.task)
     if more and not bench.time_is_up():
         extra = build_rows(bench, more)[1:]
-        measure_rows(bench, [rows[0], *extra], rows[0])
+        # The rows without padding run once more beside theirs: small differences only show within one run.
+        measure_rows(bench, [rows[0], *fast, *extra], rows[0])
         for row in extra:
             row.notes.append("accuracy as without padding")
         rows += extra
     return rows, skipped
-
-
-def _relative_latency(row: Row) -> float:
-    assert row.result is not None and row.original is not None
-    return sum(row.result.rounds["latency_p50"]) / sum(row.original.rounds["latency_p50"])
 
 
 def _holds_again(bench: Bench, original: Row, solution: Solution) -> tuple[Row, Fresh]:

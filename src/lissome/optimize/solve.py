@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SURE = 0.8
 """A row is taken only if, by what validation says, it passes on the test split with at least this probability."""
+EQUAL = 1.03
+"""Latencies within this factor count as equal: medians of quiet runs differ by as much from one run to the next."""
+PLAINNESS = ("longest", "multiple-of-16", "fixed")
 MARGIN = 1.05
 """A proposed limit is this much looser than the measured bound, so that measuring again meets it."""
 
@@ -122,12 +125,33 @@ def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int)
     feasible = [row for row in usable if all(reading.holds for reading in readings[id(row)])]
     limit = contract.limit("latency")
     name = limit.name if limit else "latency_p50"
-    ranked = sorted(feasible, key=lambda row: (_latency(row, name), row.size))
+    ranked = rank(feasible, name)
     if ranked:
         return Solution(tuple(ranked), front(usable, original, name))
     nearest = min(usable, key=lambda row: _distance(readings[id(row)]))
     found = readings[id(nearest)]
     return Solution((), front(usable, original, name), nearest, found, propose(contract, found))
+
+
+def contenders(rows: Sequence[Row], contract: Contract, machine: str, test_size: int) -> list[Row]:
+    """Usable rows, best first: those that keep every limit, then the others by how little they miss."""
+    solution = solve(rows, contract, machine, test_size)
+    limits = contract.limits()
+    others = [row for row in rows if row.usable and not any(row is one for one in solution.ranked)]
+    missed = {id(row): _distance([read(row, rows[0], limit, contract.level, machine, test_size) for limit in limits]) for row in others}
+    return [*solution.ranked, *sorted(others, key=lambda row: missed[id(row)])]
+
+
+def rank(rows: Sequence[Row], name: str) -> list[Row]:
+    """Rows by latency; of rows that are equally fast (within 3 %) the one with the plainer padding, then the smaller, comes first."""
+    left, ranked = list(rows), []
+    while left:
+        bar = EQUAL * min(_latency(row, name) for row in left)
+        equal = [row for row in left if _latency(row, name) <= bar]
+        best = min(equal, key=lambda row: (PLAINNESS.index(row.option.padding), row.size))
+        ranked.append(best)
+        left = [row for row in left if row is not best]
+    return ranked
 
 
 def _latency(row: Row, name: str) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lissome.core.cache import Cache, digest
 from lissome.core.contract import Clause, Contract, Limit, Verdict
-from lissome.core.measurement import Measurement
+from lissome.core.measurement import Measurement, digits
 from lissome.core.statistics import DropTest, certify_drop, more_examples
 from lissome.engines.measure import measure, speedup
 from lissome.engines.process import EngineFailed
@@ -158,5 +158,5 @@ def figure_clause(limit: Limit, fresh: Fresh, level: float) -> Clause:
             limit.name, before.value / after.value, before.low / after.high, before.high / after.low, "x", after.n, after.method, after.machine, level
         )
     holds = factor.low >= limit.bound if limit.relative else after.high <= limit.bound
-    sentence = f"{limit}: {after}, was {before.value:.3g} ({factor.value:.2g}x [{factor.low:.2g}, {factor.high:.2g}])"
+    sentence = f"{limit}: {after}, was {digits(before.value)} ({digits(factor.value)}x [{digits(factor.low)}, {digits(factor.high)}])"
     return Clause(limit=str(limit), status="met" if holds else "not met", figure=after, original=before, sentence=sentence)
