@@ -93,7 +93,7 @@ def test_the_real_files(fetched) -> None:
     sizes = task.sizes()
     assert sizes["test"] >= 5_000
     assert 1_400 <= sizes["validation"] <= 1_700
-    assert 450 <= sizes["calibration"] <= 550
+    assert 1_200 <= sizes["calibration"] <= 1_500
     assert sum(sizes.values()) == len(everything)
     about = {text: (group, source) for text, _, group, source in everything}
     where: dict[str, set[str]] = {}

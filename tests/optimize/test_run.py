@@ -174,6 +174,17 @@ def test_spend_skips_what_no_longer_fits_and_still_gives_a_verdict(here, tmp_pat
     assert any("--spend" in row.why for row in result.manifest.tried if row.outcome == "skipped")
 
 
+def test_only_what_may_be_chosen_is_scored_on_everything(here, tmp_path, monkeypatch):
+    from lissome.optimize import tables
+
+    monkeypatch.setattr(tables, "SCREENED", 200)
+    result = optimize(MODEL, str(here / "task.yaml"), CONTRACT, out=tmp_path / "artifact")
+    assert result.verdict.status == "met"
+    counts = {row.option.name: row.drop.n for row in result.manifest.tried if row.drop}
+    assert counts[result.manifest.plan.name] == 600
+    assert 200 in counts.values()
+
+
 def test_ram_measures_in_several_runs(here, tmp_path, monkeypatch):
     """Every way still gets its figures when only a few processes fit side by side."""
     from lissome.optimize import tables

@@ -114,6 +114,20 @@ def test_the_nearest_contract_is_always_kept(rows, drop, latency, memory, relati
     assert solve(made_rows, solution.proposal, MACHINE, 3000).ranked
 
 
+def test_a_screened_row_has_the_benefit_of_the_doubt_and_a_full_one_has_not():
+    """20 lost and 20 gained of 400 leave open whether a point can be certified; the same share of 2,000 says that it cannot."""
+    row = made(MIDDLE, 2.0, 200, 45, 60, 60)
+    rows = table(row)
+    contract = Contract(max_drop="1%")
+    assert MIDDLE not in {one.option for one in solve(rows, contract, MACHINE, 5000).ranked}
+    scores = np.ones(400)
+    scores[:12] = 0
+    rows[0].scores = np.ones(N)
+    rows[0].scores[12:24] = 0
+    row.scores = scores
+    assert MIDDLE in {one.option for one in solve(rows, contract, MACHINE, 5000).ranked}
+
+
 def test_needed_drop_is_certified_as_often_as_it_says():
     """Given the true rates it was told, a test split certifies the proposed margin in at least about 80 % of draws."""
     rng = np.random.default_rng(1)

@@ -61,6 +61,19 @@ class Ordered:
         return restored
 
 
+def judging_order(task: Task, seed: int) -> list[int]:
+    """The validation examples in the order they are spent: a seeded shuffle, so that its first part is a fair sample of the whole."""
+    import numpy as np
+
+    order: list[int] = np.random.default_rng(seed).permutation(len(task.splits["validation"])).tolist()
+    return order
+
+
+def part_of(split: Split, picks: Sequence[int]) -> Split:
+    """The examples of a split at the positions `picks`, in that order."""
+    return Split([split.inputs[i] for i in picks], split.targets[list(picks)])
+
+
 def scoring_batches(task: Task, split: Split, batch: int = SCORING_BATCH, padding: Padding = "longest", full: bool = False) -> Ordered:
     """All examples of a split. Where lengths vary they are sorted by length, so that little is padded.
 

@@ -14,11 +14,11 @@ from lissome.core.errors import BadModel, BadTask
 from lissome.core.manifest import MachineInfo, Option
 from lissome.core.model import Model
 from lissome.core.progress import Progress
-from lissome.core.task import SplitName, Task
+from lissome.core.task import Split, SplitName, Task
 from lissome.engines.process import Process, write_batches
 from lissome.export.forms import Recipe, form_key
 from lissome.machine.versions import versions
-from lissome.optimize.batches import SCORING_BATCH, calibration_batches, scoring_batches, tracing_batch
+from lissome.optimize.batches import SCORING_BATCH, calibration_batches, judging_order, part_of, scoring_batches, tracing_batch
 from lissome.optimize.options import reduce_range
 
 if TYPE_CHECKING:
@@ -105,8 +105,16 @@ def _some(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
 
 
-def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_deployed: bool = False, anew: bool = False) -> np.ndarray:
-    """Outputs of a form on a whole split [n, ...], computed in a process of its own, cached.
+def judged(bench: Bench, split: SplitName, count: int | None = None) -> Split:
+    """The examples a form is scored on: the test split as it is, or the first `count` (all, when None) of the shuffled validation split."""
+    whole = bench.task.splits[split]
+    return part_of(whole, judging_order(bench.task, bench.seed)[:count]) if split == "validation" else whole
+
+
+def outputs(
+    bench: Bench, option: Option, form: Path, split: SplitName, *, count: int | None = None, as_deployed: bool = False, anew: bool = False
+) -> np.ndarray:
+    """Outputs of a form on the examples of `judged` [n, ...], computed in a process of its own, cached.
 
     as_deployed: with the contract's batch size and the option's padding, exactly as it will run; otherwise in large batches, which only forms
     that quantise activations as they come can tell apart (these always run as deployed). anew: whatever is cached.
@@ -119,7 +127,7 @@ def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_de
     shapes = bench.shapes(option) if deployed else None
 
     def make(folder: Path) -> None:
-        ordered = scoring_batches(bench.task, bench.task.splits[split], size, padding, full=shapes is not None)
+        ordered = scoring_batches(bench.task, judged(bench, split, count), size, padding, full=shapes is not None)
         with tempfile.TemporaryDirectory(prefix="lissome-") as temporary, Process(bench.threads) as process:
             probe = write_batches(ordered.batches[:1], Path(temporary) / "first.npz")
             everything = write_batches(ordered.batches, Path(temporary) / "all.npz")
@@ -133,6 +141,6 @@ def outputs(bench: Bench, option: Option, form: Path, split: SplitName, *, as_de
             make(Path(folder))
             fresh: np.ndarray = np.load(Path(folder) / "outputs.npy", allow_pickle=False)
             return fresh
-    key = bench.key(option, "outputs", split, bench.task.fingerprint, size, padding, shapes)
+    key = bench.key(option, "outputs", split, bench.task.fingerprint, size, padding, shapes, count, bench.seed)
     array: np.ndarray = np.load(bench.cache.folder("outputs", key, make) / "outputs.npy", allow_pickle=False)
     return array

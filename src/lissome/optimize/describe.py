@@ -69,7 +69,6 @@ def drop_on_validation(bench: Bench, original: Row, row: Row) -> Measurement | N
     if row.scores is None or original.scores is None:
         return None
     limit = bench.contract.limit("max_drop")
-    test = certify_drop(
-        original.scores, row.scores, limit.bound / 100 if limit and not limit.relative else 0.01, bench.contract.level, bench.task.exact, bench.seed
-    )
+    before = original.scores[: len(row.scores)]
+    test = certify_drop(before, row.scores, limit.bound / 100 if limit and not limit.relative else 0.01, bench.contract.level, bench.task.exact, bench.seed)
     return Measurement("drop", 100 * test.drop, 100 * test.low, 100 * test.upper, "pt", test.n, "measured", bench.machine.fingerprint, bench.contract.level)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lissome.core.cache import Cache
+from lissome.core.cache import Cache, digest
 from lissome.core.contract import Clause, Contract, Verdict
 from lissome.core.errors import BadInput, EnvironmentLacks
 from lissome.core.manifest import Manifest, ModelInfo, TaskInfo, Tried
@@ -21,12 +21,12 @@ from lissome.core.task import Task
 from lissome.engines.process import EngineFailed
 from lissome.machine.identity import identify
 from lissome.machine.versions import versions
-from lissome.optimize.artifact import write_artifact
+from lissome.optimize.artifact import check_out, write_artifact
 from lissome.optimize.bench import Bench, make_bench
 from lissome.optimize.describe import describe_rows, drop_on_validation
 from lissome.optimize.options import ORIGINAL, padded, whole_model_options
 from lissome.optimize.solve import Reading, Solution, contenders, solve
-from lissome.optimize.tables import Row, build_rows, measure_rows
+from lissome.optimize.tables import Row, build_rows, measure_rows, score_fully
 from lissome.optimize.verify import Fresh, Tested, figure_clause, judge, judge_on_test, measure_again
 from lissome.version import VERSION
 
@@ -68,6 +68,7 @@ def optimize(
     """
     begun = time.perf_counter()
     progress, cache = progress or Silent(), cache or Cache()
+    check_out(out)
     cache.sweep()
     bench = prepared(model, task, contract, cache, progress, seed)
     check_certifiable(bench)
@@ -146,18 +147,35 @@ def _ceil2(value: float) -> float:
 def tables(bench: Bench) -> tuple[list[Row], list[Tried]]:
     """Every option built, gated, scored and timed: the original first, then the others; and the options skipped."""
     options, skipped = whole_model_options(bench.machine)
-    rows = build_rows(bench, options)
+    question = digest("question-1", bench.key(ORIGINAL), bench.task.fingerprint, bench.contract.model_dump(), bench.seed)
+    answered = bench.cache.get("answers", question)
+    rows = build_rows(bench, options, answered["passed_over"] if answered else ())
     measure_rows(bench, rows, rows[0])
-    fast = contenders(rows, bench.contract, bench.machine.fingerprint, len(bench.task.splits["test"]))[:PADDED]
+    fast = _finalists(bench, rows)
     more = padded([row.option for row in fast if row is not rows[0]], bench.task)
-    if more and not bench.time_is_up():
+    if more and (answered["padded"] if answered else not bench.time_is_up()):
         extra = build_rows(bench, more)[1:]
         # The rows without padding run once more beside theirs: small differences only show within one run.
         measure_rows(bench, [rows[0], *fast, *extra], rows[0])
         for row in extra:
             row.notes.append("accuracy as without padding")
         rows += extra
+    _finalists(bench, rows)
+    bench.cache.put("answers", question, {"passed_over": [row.option.name for row in rows if row.skipped], "padded": any(row.notes for row in rows)})
     return rows, skipped
+
+
+def _finalists(bench: Bench, rows: list[Row]) -> list[Row]:
+    """The best rows, each scored on the whole validation split: one that only looked good on the screening part makes way for the next."""
+    whole = len(bench.task.splits["validation"])
+    while True:
+        best = contenders(rows, bench.contract, bench.machine.fingerprint, len(bench.task.splits["test"]))[:PADDED]
+        screened = [row for row in best if row.scores is not None and len(row.scores) < whole]
+        if not screened:
+            return best
+        bench.progress.stage(f"scoring {', '.join(row.option.name for row in screened)} on all of the validation split")
+        for row in screened:
+            score_fully(bench, row)
 
 
 def _holds_again(bench: Bench, original: Row, solution: Solution) -> tuple[Row, Fresh]:
@@ -166,7 +184,9 @@ def _holds_again(bench: Bench, original: Row, solution: Solution) -> tuple[Row, 
     The test split is not touched here, so trying the next row costs nothing of its worth.
     """
     first: tuple[Row, Fresh] | None = None
-    for row in solution.ranked[:3]:
+    assert original.scores is not None
+    known = [row for row in solution.ranked if row.scores is not None and len(row.scores) == len(original.scores)]
+    for row in known[:3]:
         try:
             fresh = measure_again(bench, original, row)
         except EngineFailed as error:

@@ -70,19 +70,23 @@ def _factor(row: Row, limit: Limit, confidence: float, machine: str) -> Measurem
 
 
 def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_size: int) -> Reading:
-    """The smallest drop limit that the row would pass on the test split with probability SURE, in the limit's own terms (points or per cent)."""
+    """The smallest drop limit that the row would pass on the test split with probability SURE, in the limit's own terms (points or per cent).
+
+    A row that was only screened is given the benefit of the doubt, 1 - SURE: it may be worth scoring on everything.
+    """
     import numpy as np
 
     assert row.scores is not None and original.scores is not None
+    before, screened = original.scores[: len(row.scores)], len(row.scores) < len(original.scores)
     scale = (float(np.mean(original.scores)) if limit.relative else 1.0) / 100
-    bound = needed_drop(original.scores, row.scores, test_size, confidence) / max(scale, 1e-12)
-    drop = float(np.mean(original.scores - row.scores)) / max(scale, 1e-12)
+    bound = needed_drop(before, row.scores, test_size, confidence, 1 - SURE if screened else SURE) / max(scale, 1e-12)
+    drop = float(np.mean(before - row.scores)) / max(scale, 1e-12)
     figure = Measurement("drop", drop, drop, bound, "%" if limit.relative else "pt", len(row.scores), "measured", "any", confidence)
     return Reading(limit, bound, bound / limit.bound if limit.bound > 0 else math.inf, figure)
 
 
-def needed_drop(original: np.ndarray, candidate: np.ndarray, test_size: int, confidence: float, seed: int = 0) -> float:
-    """The margin that a test split of `test_size` certifies with probability SURE, by what the validation scores [n] say of the pair.
+def needed_drop(original: np.ndarray, candidate: np.ndarray, test_size: int, confidence: float, sure: float = SURE, seed: int = 0) -> float:
+    """The margin that a test split of `test_size` certifies with probability `sure`, by what the validation scores [n] say of the pair.
 
     Draws the true rates from their posterior given validation (Dirichlet with Jeffreys' prior), then the test outcome given the rates, then takes
     the bound each outcome would give. Scores other than 0 and 1 use the normal approximation instead. In units of the score.
@@ -95,11 +99,11 @@ def needed_drop(original: np.ndarray, candidate: np.ndarray, test_size: int, con
         lost, gained = int((difference > 0).sum()), int((difference < 0).sum())
         rates = rng.dirichlet([lost + 0.5, gained + 0.5, len(difference) - lost - gained + 0.5], size=400)
         drawn = np.array([rng.multinomial(test_size, rate) for rate in rates])
-        return float(np.quantile(asymptotic_upper_bound(drawn[:, 0], drawn[:, 1], test_size, confidence), SURE))
+        return float(np.quantile(asymptotic_upper_bound(drawn[:, 0], drawn[:, 1], test_size, confidence), sure))
     from statistics import NormalDist
 
     spread = float(np.std(difference, ddof=1))
-    uncertainty = spread * math.sqrt(1 / test_size + 1 / len(difference)) * NormalDist().inv_cdf(SURE)
+    uncertainty = spread * math.sqrt(1 / test_size + 1 / len(difference)) * NormalDist().inv_cdf(sure)
     return float(difference.mean()) + uncertainty + NormalDist().inv_cdf(confidence) * spread / math.sqrt(test_size)
 
 
@@ -172,7 +176,7 @@ def front(rows: Sequence[Row], original: Row, name: str) -> tuple[Row, ...]:
     import numpy as np
 
     assert original.scores is not None
-    points = [(row, float(np.mean(original.scores - row.scores)), _latency(row, name), row.size) for row in rows if row.scores is not None]
+    points = [(row, float(np.mean(original.scores[: len(row.scores)] - row.scores)), _latency(row, name), row.size) for row in rows if row.scores is not None]
     kept = []
     for row, *mine in points:
         beaten = any(all(t <= m for t, m in zip(theirs, mine, strict=True)) and theirs != mine for _, *theirs in points)

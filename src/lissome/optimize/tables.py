@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,23 @@ from lissome.export.forms import build_form, form_bytes
 from lissome.export.parity import TOLERANCE, Parity, compare, first_departure
 from lissome.machine.memory import current_rss
 from lissome.optimize.batches import timing_batches
-from lissome.optimize.bench import Bench, outputs
+from lissome.optimize.bench import Bench, judged, outputs
 from lissome.optimize.options import ORIGINAL
 
 if TYPE_CHECKING:
     import numpy as np
 
 ROUNDS = 9
+SCREENED = 512
+"""Validation examples that every option is scored on; only those that may be chosen are then scored on all of them."""
 
 
 @dataclass
 class Row:
     """One option and what is known of it.
 
-    scores: per-example scores on the validation split. trouble: why it is out, or None; skipped: out before it was tried.
+    scores: per-example scores on the validation split, in the order of `judging_order`; a first part of it until the row is worth all of them.
+    trouble: why it is out, or None; skipped: out before it was tried.
     original: the original's result of the same interleaved run.
     """
 
@@ -52,8 +55,11 @@ class Row:
         return self.trouble is None and self.scores is not None and self.result is not None
 
 
-def build_rows(bench: Bench, options: Sequence[Option]) -> list[Row]:
-    """Build, gate and score every option on the validation split; the original comes first and must work."""
+def build_rows(bench: Bench, options: Sequence[Option], passed_over: Collection[str] = ()) -> list[Row]:
+    """Build, gate and score every option on the validation split; the original comes first and must work.
+
+    passed_over: names of options that an earlier run with the same limits had no time for; equal questions get equal answers.
+    """
     bench.progress.stage(f"building and scoring {len(options) + 1} ways", len(options) + 1)
     original = _built(bench, ORIGINAL)
     reference = outputs(bench, ORIGINAL, _form(original), "validation")
@@ -62,7 +68,7 @@ def build_rows(bench: Bench, options: Sequence[Option]) -> list[Row]:
     bench.progress.step(note=ORIGINAL.name)
     rows = [original]
     for option in options:
-        if bench.time_is_up():
+        if bench.time_is_up() or option.name in passed_over:
             rows.append(Row(option, trouble="the time allowed by --spend was used up before it", skipped=True))
             continue
         bench.progress.step(0, note=option.name)
@@ -74,7 +80,7 @@ def build_rows(bench: Bench, options: Sequence[Option]) -> list[Row]:
 def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
     try:
         row = _built(bench, option)
-        found = outputs(bench, option, _form(row), "validation")
+        found = outputs(bench, option, _form(row), "validation", count=_screened(bench))
     except EngineFailed as error:
         return Row(option, trouble=f"the engine failed: {error.what}")
     except EnvironmentLacks:
@@ -84,7 +90,7 @@ def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
     except Exception as error:  # noqa: BLE001  exporters and quantisers raise anything; one form's failure must not end the others
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return Row(option, trouble=f"building it failed: {type(error).__name__}: {reason[:200]}")
-    row.parity = compare(reference, found, option.precision)
+    row.parity = compare(reference[: len(found)], found, option.precision)
     if not row.parity.ok:
         row.parity = _explained(bench, row)
         row.trouble = row.parity.sentence()
@@ -104,7 +110,20 @@ def _form(row: Row) -> Path:
 
 
 def _scores(bench: Bench, found: np.ndarray) -> np.ndarray:
-    return bench.task.score(found, bench.task.splits["validation"].targets)
+    return bench.task.score(found, judged(bench, "validation", len(found)).targets)
+
+
+def _screened(bench: Bench) -> int | None:
+    """How many examples screening takes; None where that would be all of them anyway."""
+    return SCREENED if len(bench.task.splits["validation"]) > SCREENED else None
+
+
+def score_fully(bench: Bench, row: Row) -> None:
+    """Score a screened row on the whole validation split."""
+    try:
+        row.scores = _scores(bench, outputs(bench, row.option, _form(row), "validation"))
+    except EngineFailed as error:
+        row.trouble = f"the engine failed: {error.what}"
 
 
 def _explained(bench: Bench, row: Row) -> Parity:
