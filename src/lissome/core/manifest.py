@@ -67,7 +67,7 @@ class MachineInfo(Config):
 
 
 class TaskInfo(Config):
-    """The task as the artifact remembers it. classes: label names by output index."""
+    """The task as the artifact remembers it. classes: label names by output index. data: hash of its inputs and targets ("": written before there was one)."""
 
     ref: str
     name: str
@@ -75,6 +75,7 @@ class TaskInfo(Config):
     fingerprint: str
     sizes: Mapping[SplitName, int]
     classes: tuple[str, ...] = ()
+    data: str = ""
 
 
 class ModelInfo(Config):

@@ -18,6 +18,7 @@ from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import certify_drop
 from lissome.core.task import Task
+from lissome.data.fingerprint import data_fingerprint
 from lissome.engines.process import EngineFailed
 from lissome.machine.identity import identify
 from lissome.machine.versions import versions
@@ -264,7 +265,15 @@ def _manifest(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         lissome=VERSION,
         model=ModelInfo(ref=model.ref, fingerprint=model.fingerprint, architecture=model.architecture, inputs=bench.recipe.inputs),
-        task=TaskInfo(ref=task.ref, name=task.name, kind=task.kind, fingerprint=task.fingerprint, sizes=task.sizes(), classes=task.classes),
+        task=TaskInfo(
+            ref=task.ref,
+            name=task.name,
+            kind=task.kind,
+            fingerprint=task.fingerprint,
+            sizes=task.sizes(),
+            classes=task.classes,
+            data=data_fingerprint(task),
+        ),
         contract=bench.contract,
         verdict=verdict,
         plan=plan.option if plan.option != ORIGINAL else ORIGINAL,
