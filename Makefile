@@ -2,13 +2,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test test-all check docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lissome demo
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+
+# The slow tests too.
+test-all: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 # Everything else that must hold: lint, format, types, the import contract, the docs.
 check: $(VENV)/.installed

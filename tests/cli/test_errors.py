@@ -51,6 +51,39 @@ def test_limits_that_make_no_sense(folder, capsys, option, value, expected):
     assert option in shown
 
 
+@pytest.mark.parametrize("value", ["banana", "", "0s"])
+def test_a_time_to_train_that_makes_no_sense(folder, capsys, value):
+    shown = failing(["fine-tune", "m", "--task", "task.yaml", "--out", "out", "--spend", value], 2, capsys)
+    assert f'--spend: "{value}" is not a duration; write "90s", "20min" or "2h"' in shown
+
+
+def test_only_what_is_cached_can_be_cleared(folder, capsys):
+    (folder / "cache" / "forms" / "k").mkdir(parents=True)
+    (folder / "precious").mkdir()
+    for kind in ("../precious", str(folder / "precious")):
+        assert f'nothing cached of kind "{kind}".' in failing(["cache", "clear", kind], 2, capsys)
+    assert (folder / "precious").is_dir()
+    shown = failing(["cache", "clear", "form"], 2, capsys)
+    assert 'Did you mean "forms"?' in shown
+    assert "Expected: forms" in shown
+    assert command(["cache", "clear", "forms", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"freed_bytes": 0}
+    assert not (folder / "cache" / "forms").exists()
+
+
+def test_cache_alone_shows_it(folder, capsys):
+    (folder / "cache" / "forms" / "some-key").mkdir(parents=True)
+    assert command(["cache"]) == 0
+    alone = capsys.readouterr().out
+    assert "forms" in alone
+    assert command(["cache", "show"]) == 0
+    assert capsys.readouterr().out == alone
+    assert command(["cache", "--json"]) == 0
+    assert [entry["key"] for entry in json.loads(capsys.readouterr().out)["entries"]] == ["some-key"]
+    assert "Expected: lissome cache clear --json" in failing(["cache", "--json", "clear"], 2, capsys)
+    assert (folder / "cache" / "forms").is_dir()
+
+
 def test_no_limit_at_all(folder, capsys):
     assert "a contract needs at least one limit" in failing(["optimize", "m", "--task", "task.yaml"], 2, capsys)
 
@@ -148,7 +181,7 @@ def test_the_demo_falls_back_to_digits_when_no_registry_answers(folder, capsys, 
 
 
 def test_every_verb_explains_itself(capsys):
-    for verb in ("optimize", "demo", "run", "verify", "probe", "measure", "fine-tune", "task check", "cache show", "cache clear"):
+    for verb in ("optimize", "demo", "run", "verify", "probe", "measure", "fine-tune", "task check", "cache", "cache show", "cache clear"):
         assert command([*verb.split(), "--help"]) == 0
         assert "Usage:" in capsys.readouterr().out
 
@@ -162,6 +195,8 @@ def test_the_command_line_is_frozen():
     found = {}
     for name, verb in group.commands.items():
         verbs = {f"{name} {inner}": one for inner, one in verb.commands.items()} if hasattr(verb, "commands") else {name: verb}
+        if getattr(verb, "invoke_without_command", False):  # a group that does something alone
+            verbs[name] = verb
         for full, one in verbs.items():
             found[full] = sorted(option for parameter in one.params for option in parameter.opts if option.startswith("--"))
     limits = ["--batch", "--confidence", "--energy", "--json", "--latency", "--max-drop", "--memory", "--out", "--ram", "--seed", "--size", "--spend", "--task"]
@@ -174,6 +209,7 @@ def test_the_command_line_is_frozen():
         "measure": ["--batch", "--engine", "--json", "--precision", "--rounds", "--task", "--vs"],
         "fine-tune": ["--batch", "--epochs", "--freeze-embeddings", "--json", "--lr", "--out", "--seed", "--spend", "--task"],
         "task check": ["--json", "--model"],
+        "cache": ["--json"],
         "cache show": ["--json"],
         "cache clear": ["--json"],
     }

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lissome.core.cache import Cache, digest, disk_errors, file_sha256
-from lissome.core.errors import EnvironmentLacks
+from lissome.core.errors import BadInput, EnvironmentLacks
 
 
 @pytest.fixture
@@ -137,14 +137,21 @@ def test_a_cache_below_a_file_is_explained_or_at_least_an_oserror(tmp_path):
 
 
 def test_values(cache):
-    made = []
     assert cache.get("table", "k") is None
-    assert cache.value("table", "k", lambda: made.append(1) or {"a": [1, 2]}) == {"a": [1, 2]}
-    assert cache.value("table", "k", lambda: made.append(1) or {}) == {"a": [1, 2]}
-    assert made == [1]
+    cache.put("table", "k", {"a": [1, 2]})
+    assert cache.get("table", "k") == {"a": [1, 2]}
     cache.put("table", "k", "new")
     assert cache.get("table", "k") == "new"
     assert [path.name for path in cache.path("table", "k").iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"a": [1,', b"\xff\xfe"])
+def test_a_damaged_value_counts_as_absent_and_can_be_replaced(cache, damaged):
+    cache.put("table", "k", 1)
+    (cache.path("table", "k") / "value.json").write_bytes(damaged)
+    assert cache.get("table", "k") is None
+    cache.put("table", "k", 2)
+    assert cache.get("table", "k") == 2
 
 
 def test_a_value_that_cannot_be_written_leaves_the_old_one(cache, monkeypatch):
@@ -173,6 +180,42 @@ def test_entries_largest_first_and_clear(cache):
     assert cache.clear() == 1
     assert cache.entries() == []
     assert Cache(cache.root / "never made").clear() == 0
+
+
+def test_only_what_is_cached_can_be_cleared(cache, tmp_path):
+    """Text that leads out of the cache is a kind that is not there."""
+    precious = tmp_path / "precious" / "k"
+    precious.mkdir(parents=True)
+    (precious / "value.json").write_text("1")
+    cache.put("forms", "k", 1)
+    for kind in ("../precious", str(precious.parent), "forms/k", "forms/../../precious", ".", "..", ""):
+        with pytest.raises(BadInput) as caught:
+            cache.clear(kind)
+        assert f'nothing cached of kind "{kind}".' in str(caught.value)
+    assert (precious / "value.json").exists()
+    assert [entry.kind for entry in cache.entries()] == ["forms"]
+
+
+def test_a_mistyped_kind_names_the_nearest(cache):
+    cache.put("forms", "k", 1)
+    cache.put("probe", "k", 1)
+    with pytest.raises(BadInput) as caught:
+        cache.clear("form")
+    assert 'nothing cached of kind "form". Did you mean "forms"?' in str(caught.value)
+    assert "Expected: forms, probe" in str(caught.value)
+    assert str(cache.root) in str(caught.value)
+    assert caught.value.exit_code == 2
+    with pytest.raises(BadInput, match="Expected: nothing: it is empty"):
+        Cache(cache.root / "never made").clear("forms")
+
+
+def test_clearing_everything_keeps_the_ledger_unless_it_is_named(cache):
+    cache.put("ledger", "k", ["plan"])
+    cache.put("forms", "k", 1)
+    assert cache.clear() == 1
+    assert cache.get("ledger", "k") == ["plan"]
+    assert cache.clear("ledger") == len('["plan"]')
+    assert cache.entries() == []
 
 
 def test_where_the_cache_lives(monkeypatch, tmp_path):

@@ -55,6 +55,10 @@ def test_limits_as_users_write_them(quantity, text, name, bound, unit, relative)
         ("memory", "60ms", "is not a limit on memory"),
         ("size", "inf MB", "is not a limit"),
         ("energy", "3W", "3mJ"),
+        ("latency", "1e400ms", "must be a finite number"),
+        ("latency", "1e308s", "must be a finite number"),
+        ("size", "1e999x", "must be a finite number"),
+        ("max_drop", "1e400%", "between 0 and 100 points"),
     ],
 )
 def test_bad_limits_say_how_to_write_one(quantity, text, says):
@@ -92,7 +96,7 @@ def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0s", "-3s", "20", "soon", "3 weeks"])
+@pytest.mark.parametrize("text", ["", "0s", "-3s", "20", "soon", "3 weeks", "9" * 400 + "s", "9" * 308 + "h"])
 def test_bad_durations(text):
     with pytest.raises(ValueError, match="20min"):
         parse_duration(text)
@@ -128,6 +132,7 @@ def test_a_contract_survives_json(drop, latency, level):
         ({"size": "1MB", "batch": 0}, "at least one example"),
         ({"size": "1MB", "spend": "0min"}, "is not a duration"),
         ({"size": "1MB", "ram": "2x"}, "is not an amount of memory"),
+        ({"size": "1MB", "ram": "1e400GB"}, "must be a finite number"),
         ({"size": "1MB", "latencyy": "3ms"}, "Extra inputs"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lissome.cli.emit import JsonFlag, ModelArgument, TaskOption, configured, emit_json, show
+from lissome.core.errors import BadInput
 from lissome.core.progress import terminal
 
 
@@ -29,13 +30,21 @@ def fine_tune(
     json: JsonFlag = False,
 ) -> None:
     """Fine-tune MODEL on a task's train split and write a folder that `lissome optimize` takes."""
-    from lissome.core.contract import parse_duration
     from lissome.train.config import FinetuneConfig, TrainConfig
     from lissome.train.finetune import finetune_to
 
-    seconds = parse_duration(spend) if spend else None
-    config = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=seconds)
+    config = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=_seconds(spend))
     settings = configured(FinetuneConfig, "fine-tuning", train=config, size=size, freeze_embeddings=freeze_embeddings)
     with terminal() as progress:
         trained = finetune_to(out, model, task, settings, progress=progress)
     emit_json(trained) if json else show(f"validation score {trained.score:.4f}\nModel     {trained.folder}")
+
+
+def _seconds(spend: str | None) -> float | None:
+    """`--spend` in seconds."""
+    from lissome.core.contract import parse_duration
+
+    try:
+        return None if spend is None else parse_duration(spend)
+    except ValueError as error:
+        raise BadInput(f"--spend: {error}") from error

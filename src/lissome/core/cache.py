@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lissome.core.errors import EnvironmentLacks
+from lissome.core.errors import BadInput, EnvironmentLacks, closest
+
+LEDGER = "ledger"
+"""The kind that records which plans a test split has judged. It is no saved work: clearing everything keeps it."""
 
 
 def digest(*parts: Any) -> str:
@@ -101,15 +104,13 @@ class Cache:
                 shutil.rmtree(working, ignore_errors=True)
         return final
 
-    def value(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
-        """A JSON value, made once."""
-        folder = self.folder(kind, key, lambda at: _write_json(at / "value.json", make()))
-        return json.loads((folder / "value.json").read_text(encoding="utf-8"))
-
     def get(self, kind: str, key: str) -> Any | None:
-        """A stored JSON value, or None."""
+        """A stored JSON value, or None. A damaged file counts as absent, so that the value is made again."""
         path = self.path(kind, key) / "value.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError:  # neither JSON nor UTF-8
+            return None
 
     def put(self, kind: str, key: str, value: Any) -> None:
         """Store a JSON value, replacing what was there."""
@@ -130,10 +131,20 @@ class Cache:
         return sorted(found, key=lambda entry: -entry.bytes)
 
     def clear(self, kind: str | None = None) -> int:
-        """Remove all entries, or those of one kind; return the bytes freed. Abandoned half-written folders go too."""
-        freed = sum(entry.bytes for entry in self.entries() if kind in (None, entry.kind))
-        for folder in [self.root / kind] if kind else [p for p in self.root.glob("*") if p.is_dir()]:
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove all entries, or those of one kind; return the bytes freed. Abandoned half-written folders go too.
+
+        Without `kind`, the ledger (the record of what a test split has judged) stays; it goes only when asked for by name.
+        Raises BadInput for a kind that is not there.
+        """
+        # What is removed comes from listing the root, never from the caller's text: "../x" or "/x" is no kind.
+        folders = {path.name: path for path in self.root.iterdir() if path.is_dir()} if self.root.is_dir() else {}
+        known = sorted(folders)
+        if kind is not None and kind not in folders:
+            raise BadInput(f'nothing cached of kind "{kind}".{closest(kind, known)}', where=str(self.root), expected=", ".join(known) or "nothing: it is empty")
+        going = [name for name in known if name != LEDGER] if kind is None else [kind]
+        freed = sum(entry.bytes for entry in self.entries() if entry.kind in going)
+        for name in going:
+            shutil.rmtree(folders[name], ignore_errors=True)
         return freed
 
     def sweep(self, older_than_s: float = 86_400) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -80,15 +81,18 @@ def parse_limit(quantity: Quantity, text: str) -> Limit:
     if number <= 0:
         raise ValueError(f'"{text}": a limit on {quantity} must be above zero; write {_EXAMPLES[quantity]}')
     bound = number if relative else number * _UNITS[quantity][unit]
+    if not math.isfinite(bound):
+        raise ValueError(f'"{text}": a limit on {quantity} must be a finite number; write {_EXAMPLES[quantity]}')
     return Limit(quantity, name, bound, UNIT[quantity], relative)
 
 
 def parse_duration(text: str) -> float:
     """Seconds in "90s", "20min", "2h". Raises ValueError."""
     match = re.fullmatch(r"(\d*\.?\d+)\s*(s|sec|m|min|h)", text.strip().lower())
-    if match is None or float(match.group(1)) <= 0:
+    seconds = float(match.group(1)) * {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}[match.group(2)] if match else 0.0
+    if not 0 < seconds < math.inf:
         raise ValueError(f'"{text}" is not a duration; write "90s", "20min" or "2h"')
-    return float(match.group(1)) * {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}[match.group(2)]
+    return seconds
 
 
 class Contract(Config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from lissome.engines import torch_eager
 from lissome.engines.table import Load, Support
+from lissome.machine.compiler import compiler
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-def compiler() -> str | None:
-    """Path of the C++ compiler Inductor would use, or None."""
-    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
 def support(isa: Sequence[str]) -> Support:

@@ -1,4 +1,4 @@
-"""What a process and a folder weigh: resident memory now and at its peak, bytes on disk. MB are decimal (10^6 bytes)."""
+"""What a process weighs: resident memory now and at its peak. MB are decimal (10^6 bytes)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 from lissome.core.errors import BadInput, EnvironmentLacks
-from lissome.core.measurement import Measurement, counted
+from lissome.core.measurement import Measurement
 from lissome.machine.cgroup import read_text
 
 
 def peak_rss(machine: str, pid: int | None = None, root: Path = Path("/")) -> Measurement:
     """Largest resident memory of a process so far (this one by default), as Measurement "memory" in MB.
 
-    Linux: VmHWM of /proc/PID/status, which starts anew at exec and at `reset_peak`; pages shared with others and mapped files in memory count.
+    Linux: VmHWM of /proc/PID/status, which starts anew at exec; pages shared with others and mapped files in memory count.
     (`ru_maxrss` is not used there: a child inherits its parent's peak.) Elsewhere: the peak the system keeps, macOS for this process only.
     One reading is one repetition (n=1) without an interval of its own: repeat the process to get one.
     Raises BadInput when the process is gone, EnvironmentLacks where the system keeps no peak.
@@ -33,29 +33,6 @@ def current_rss(machine: str, pid: int | None = None, root: Path = Path("/")) ->
         return _mb(int(psutil.Process(pid).memory_info().rss), "rss", machine)
     except psutil.NoSuchProcess:
         raise _gone(pid) from None
-
-
-def reset_peak(pid: int | None = None, root: Path = Path("/")) -> bool:
-    """Make the peak start from the current resident memory; False where the system does not let us (then measure in a fresh process)."""
-    try:
-        # "5" resets VmHWM: proc_pid_clear_refs(5), Linux 4.0 and later.
-        (root / "proc" / _name(pid) / "clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def size_on_disk(path: Path, machine: str) -> Measurement:
-    """Bytes of a file, or of all files below a folder, as Measurement "size" in MB, counted.
-
-    Lengths of files, not blocks. A file linked twice into the folder counts once; symbolic links count as the file they lead to.
-    Raises BadInput when there is nothing at `path`.
-    """
-    if not path.exists():
-        raise BadInput("there is no such file or folder to weigh", where=str(path))
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    sizes = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (file.stat() for file in files)}
-    return counted("size", sum(sizes.values()) / 1e6, "MB", machine)
 
 
 def _mb(size: int, name: str, machine: str) -> Measurement:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Mapping
 
@@ -12,6 +11,7 @@ from lissome.core.cache import Cache, digest
 from lissome.core.config import Config
 from lissome.core.manifest import MachineInfo
 from lissome.core.progress import Progress, Silent
+from lissome.machine.compiler import compiler, wanted
 from lissome.machine.energy import EnergyState, energy_state
 from lissome.machine.identity import Cores, Host, identify, this_host, usable_cores
 from lissome.machine.layers import Layers, measure_layers
@@ -97,11 +97,12 @@ def installed_engines() -> tuple[dict[str, str], dict[str, str]]:
     return {package: version for package, version in found.items() if version is not None}, missing
 
 
-def find_compiler(search_path: str | None = None) -> Compiler:
-    """The first C++ compiler on PATH (or `search_path`); $CXX, when set, comes first, as for torch.compile."""
-    for name in (os.environ.get("CXX") or "g++", "g++", "clang++", "cl"):
-        if (path := shutil.which(name, path=search_path)) is not None:
-            return Compiler(path=path, sentence=f"C++ compiler: {path}, so torch.compile can be used.")
+def find_compiler() -> Compiler:
+    """The C++ compiler torch.compile uses, in a sentence; without one, how to get it."""
+    if (path := compiler()) is not None:
+        return Compiler(path=path, sentence=f"C++ compiler: {path}, so torch.compile can be used.")
+    if "CXX" in os.environ:
+        return Compiler(path=None, sentence=f'No C++ compiler: CXX is set to "{wanted()}", which is not there, and torch.compile is left out.')
     fix = {"Linux": "apt install g++", "Darwin": "xcode-select --install"}.get(platform.system(), "install a C++ compiler")
     return Compiler(path=None, sentence=f"No C++ compiler: torch.compile is left out. To get one: {fix}.")
 
