@@ -19,6 +19,7 @@ from lissome.cli.main import run as command
 from lissome.core.contract import Contract
 from lissome.core.errors import BadArtifact, BadInput, BadModel, BadTask, EnvironmentLacks
 from lissome.core.manifest import read_manifest
+from lissome.core.progress import Silent
 from lissome.data import load_task
 from lissome.engines.artifact import open_artifact
 from lissome.nn.load import load_model
@@ -227,17 +228,22 @@ def test_refusals_before_any_work(here, tmp_path):
         optimize("tiny_model:broken", task, CONTRACT)
     with pytest.raises(BadModel, match="the model cannot run the task's examples"):
         optimize("lissome.nn.cnn:small_cnn", task, CONTRACT)
-    with pytest.raises(BadInput, match=r"1,200 test examples cannot certify accuracy drop <= 0\.01 pt at 95%.*"):
-        optimize(MODEL, task, Contract(max_drop="0.01%"))
-    with pytest.raises(EnvironmentLacks, match="an energy limit cannot be certified here") if _no_counter() else pytest.raises(BadInput):
-        optimize(MODEL, task, Contract(energy="5mJ", max_drop="0.01%"))
     assert not (tmp_path / "runs").exists()
 
 
-def _no_counter() -> bool:
-    from lissome.machine.energy import find_meter
+def test_an_energy_limit_without_a_counter_is_refused_before_any_work(here, monkeypatch):
+    monkeypatch.setattr("lissome.optimize.run.fine_meter", lambda: None)
+    with pytest.raises(EnvironmentLacks, match="an energy limit cannot be certified here"):
+        optimize(MODEL, str(here / "task.yaml"), Contract(energy="5mJ"))
 
-    return not find_meter().available()
+
+def test_a_test_split_too_small_for_the_limit_is_told_first_and_judged_all_the_same(here, tmp_path):
+    lines: list[str] = []
+    heard = Silent()
+    heard.say = lines.append  # type: ignore[method-assign]
+    result = optimize(MODEL, str(here / "task.yaml"), Contract(max_drop="0.1%", size="1x"), out=tmp_path / "artifact", progress=heard)
+    assert any("The test split is small for this limit: with 1,200 examples" in line for line in lines)
+    assert result.verdict.status in ("infeasible", "not met")
 
 
 def test_an_out_folder_with_other_things_in_it_is_left_alone(here, tmp_path):

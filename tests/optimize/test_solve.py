@@ -31,7 +31,8 @@ def made(option: Option, ms: float, memory: float, size: float, lost: int, gaine
     subject = Subject(option.name, option.engine, option.precision, Path(), [{"x": np.zeros((1, 1))}], int(size * 1e6))
     result = Result(subject, memory_mb=memory)
     rounds = [ms * (1 + wobble * ((i % 3) - 1)) for i in range(9)]
-    result.rounds = {"latency_p50": rounds, "latency_p95": [2 * r for r in rounds], "throughput": [1e3 / r for r in rounds]}
+    result.rounds = {"latency_p50": rounds, "throughput": [1e3 / r for r in rounds]}
+    result.calls = [[r] * 19 + [2 * r] * 3 for r in rounds]
     return Row(option, Path(), int(size * 1e6), scores=scores, result=result)
 
 
@@ -144,6 +145,15 @@ def test_needed_drop_of_real_valued_scores_covers_the_observed_drop():
     original = rng.normal(size=500)
     candidate = original - 0.1 + 0.05 * rng.normal(size=500)
     assert 0.1 < needed_drop(original, candidate, 500, 0.95) < 0.13
+
+
+def test_a_limit_kept_only_just_is_loosened_with_the_missed_one():
+    """Measuring again moves a latency by a few per cent; the proposal must not hang on a hair."""
+    rows = table(made(FAST, 3.95, 150, 24, 22, wobble=0.0))
+    solution = solve(rows, Contract(max_drop="1%", latency="2x"), MACHINE, 5000)
+    assert not solution.ranked
+    assert solution.proposal.limit("latency").bound < 1.96
+    assert solution.proposal.limit("max_drop").bound > 1.2
 
 
 @pytest.mark.parametrize(

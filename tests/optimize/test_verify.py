@@ -9,11 +9,11 @@ from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import certify_drop, drop_p_value
-from lissome.optimize.verify import Fresh, Tested, judge, record_use
+from lissome.optimize.verify import Fresh, Tested, judge, record_use, rounds_needed, runs_for
 
 
-def figure(name: str, value: float, unit: str, spread: float = 0.05, method: str = "measured") -> Measurement:
-    return Measurement(name, value, value * (1 - spread), value * (1 + spread), unit, 21, method, "m")  # type: ignore[arg-type]
+def figure(name: str, value: float, unit: str, spread: float = 0.05, method: str = "measured", confidence: float = 0.95) -> Measurement:
+    return Measurement(name, value, value * (1 - spread), value * (1 + spread), unit, 21, method, "m", confidence)  # type: ignore[arg-type]
 
 
 def fresh(after: float, spread: float = 0.05, method: str = "measured") -> Fresh:
@@ -60,6 +60,19 @@ def test_an_estimate_cannot_satisfy_a_contract():
     verdict = judge(Contract(energy="5mJ"), Fresh(original, chosen, (), "Quiet."), on_test(0, 0, 500))
     assert verdict.status == "not met"
     assert "an estimate cannot satisfy a contract" in verdict.clauses[0].sentence
+
+
+def test_too_few_repetitions_cannot_certify():
+    """Three runs enclose the median with 75 %, whatever the figures look like."""
+    original, chosen = (figure("memory", 400, "MB"),), (figure("memory", 100, "MB", 0.0, confidence=0.75),)
+    verdict = judge(Contract(memory="200MB"), Fresh(original, chosen, (), "Quiet."), on_test(0, 0, 500))
+    assert verdict.clauses[0].status == "cannot certify"
+    assert "21 repetitions do not reach 0.95 confidence" in verdict.summary
+
+
+def test_runs_for_a_level_enclose_the_median_that_often():
+    assert [runs_for(level) for level in (0.5, 0.75, 0.95, 0.99)] == [2, 3, 6, 8]
+    assert rounds_needed(Contract(latency="p95 10ms"), 8) * 8 >= 200
 
 
 def test_an_unmeasured_quantity_cannot_be_certified():

@@ -1,8 +1,8 @@
 """Measure forms against each other: each in a process of its own, all in one interleaved run on the same real inputs.
 
-A round gives every subject one slice, in rotating order, so that a slow spell of the machine hits all alike. Each slice is whole
-passes through the same examples and yields one p50 and one p95; the interval is over rounds (order statistics), so that it
-holds whatever the distribution of single calls.
+A round gives every subject one slice, in rotating order, so that a slow spell of the machine hits all alike. Each slice is whole passes through
+the same examples. Its p50 is one value; the interval is over rounds (order statistics), so that it holds whatever the distribution of single calls.
+The p95 is that of all calls together, its interval a bootstrap over rounds, because slow calls come in spells.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement, counted
 from lissome.core.progress import Progress, Silent
-from lissome.core.statistics import median_interval, ratio_interval
+from lissome.core.statistics import achieved_confidence, median_interval, ratio_interval
 from lissome.engines.process import EngineFailed, Process, write_batches
 from lissome.export.parity import relative_error
 from lissome.machine.energy import EnergyMeter, find_meter
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 SLICE_S = 0.06
 FINE_J = 0.01
 """Energy is read per slice where the counter's step is at most this; a battery's is far too coarse for that."""
+P95_CALLS = 200
+"""Calls below which no p95 is claimed: ten in the slowest twentieth."""
+RESAMPLES = 400
 SKIP = 3
 """Unrecorded calls at the start of a slice: they bring the caches back from what ran before."""
 
@@ -50,31 +53,30 @@ class Subject:
 
 @dataclass
 class Result:
-    """What a measured subject gave. rounds: per-round values of each latency figure, for ratios; failed: the engine's reason, or None.
+    """What a measured subject gave. rounds: one p50 and one throughput a round; calls: milliseconds of every call, by round.
 
+    failed: the engine's reason, or None. crowded: failed only because --ram does not hold it beside the others.
     departure: relative distance of its outputs on the timed batches to the first subject's, which the parity gate judges.
     """
 
     subject: Subject
-    rounds: dict[str, list[float]] = field(default_factory=lambda: {"latency_p50": [], "latency_p95": [], "throughput": []})
-    calls: int = 0
+    rounds: dict[str, list[float]] = field(default_factory=lambda: {"latency_p50": [], "throughput": []})
+    calls: list[list[float]] = field(default_factory=list)
     cold_start_s: float = 0.0
     memory_mb: float = 0.0
     energy_mj: list[float] = field(default_factory=list)
     departure: float | None = None
     failed: str | None = None
+    crowded: bool = False
 
     def figures(self, machine: str, confidence: float = 0.95) -> tuple[Measurement, ...]:
         """latency_p50, latency_p95 (ms), throughput (examples/s), memory (MB), size (MB), cold_start (ms), as Measurements."""
-        found = []
-        for name, unit in (("latency_p50", "ms"), ("latency_p95", "ms"), ("throughput", "1/s")):
-            value, low, high = median_interval(self.rounds[name], confidence)
-            found.append(Measurement(name, value, low, high, unit, len(self.rounds[name]), "measured", machine, confidence))
+        found = [_over_rounds(name, self.rounds[name], unit, machine, confidence) for name, unit in (("latency_p50", "ms"), ("throughput", "1/s"))]
+        found.insert(1, _p95(self.calls, None, "latency_p95", "ms", machine, confidence))
         for name, one, unit in (("memory", self.memory_mb, "MB"), ("cold_start", self.cold_start_s * 1e3, "ms")):
-            found.append(Measurement(name, one, one, one, unit, 1, "measured", machine, confidence))
+            found.append(Measurement(name, one, one, one, unit, 1, "measured", machine, 0.0))
         if self.energy_mj:
-            value, low, high = median_interval(self.energy_mj, confidence)
-            found.append(Measurement("energy", value, low, high, "mJ", len(self.energy_mj), "measured", machine, confidence))
+            found.append(_over_rounds("energy", self.energy_mj, "mJ", machine, confidence))
         return (*found, counted("size", self.subject.size / 1e6, "MB", machine))
 
 
@@ -88,8 +90,49 @@ class Run:
 
 def speedup(original: Result, candidate: Result, name: str, machine: str, confidence: float = 0.95) -> Measurement:
     """How many times smaller `name` ("latency_p50", "latency_p95") is for the candidate, from rounds of the same run."""
-    value, low, high = ratio_interval(original.rounds[name], candidate.rounds[name], confidence)
-    return Measurement(f"speedup_{name}", value, low, high, "x", len(candidate.rounds[name]), "measured", machine, confidence)
+    if name == "latency_p95":
+        return _p95(original.calls, candidate.calls, "speedup_latency_p95", "x", machine, confidence)
+    before, after = original.rounds[name], candidate.rounds[name]
+    value, low, high = ratio_interval(before, after, confidence)
+    return Measurement(f"speedup_{name}", value, low, high, "x", len(after), "measured", machine, _reached(len(after), confidence))
+
+
+def fine_meter() -> EnergyMeter | None:
+    """The energy counter that a slice can be read with, or None."""
+    meter = find_meter()
+    return meter if meter.available() and meter.grain_j <= FINE_J else None
+
+
+def _over_rounds(name: str, values: Sequence[float], unit: str, machine: str, confidence: float) -> Measurement:
+    """The median over rounds; its confidence is what so many rounds reach, at most what was asked."""
+    value, low, high = median_interval(values, confidence)
+    return Measurement(name, value, low, high, unit, len(values), "measured", machine, _reached(len(values), confidence))
+
+
+def _reached(n: int, confidence: float) -> float:
+    return min(confidence, achieved_confidence(n, confidence))
+
+
+def _p95(calls: Sequence[Sequence[float]], against: Sequence[Sequence[float]] | None, name: str, unit: str, machine: str, confidence: float) -> Measurement:
+    """The p95 of all calls, or its ratio to that of `against`; the interval from resampling whole rounds (percentile bootstrap, seeded).
+
+    n is the number of calls; with fewer than P95_CALLS of them, or six rounds, nothing is claimed (confidence 0).
+    """
+    import numpy as np
+
+    def p95(rounds: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
+        return float(np.percentile(np.concatenate([rounds[i] for i in picks]), 95))
+
+    def figure(picks: Sequence[int]) -> float:
+        return p95(calls, picks) / p95(against, picks) if against else p95(calls, picks)
+
+    rounds, n = len(calls), min(sum(map(len, rows)) for rows in (calls, against or calls))
+    rng = np.random.default_rng(0)
+    drawn = [figure(rng.integers(0, rounds, rounds).tolist()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = figure(range(rounds))
+    enough = n >= P95_CALLS and rounds >= 6
+    return Measurement(name, value, min(float(low), value), max(float(high), value), unit, n, "measured", machine, confidence if enough else 0.0)
 
 
 def measure(subjects: Sequence[Subject], machine: str, *, rounds: int = 15, threads: int, ram_mb: float | None = None, progress: Progress | None = None) -> Run:
@@ -104,8 +147,7 @@ def measure(subjects: Sequence[Subject], machine: str, *, rounds: int = 15, thre
     with ExitStack() as stack, NoiseMeter() as meter:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lissome-")))
         processes: dict[int, Process] = {}
-        joules = find_meter()
-        counter = joules if joules.available() and joules.grain_j <= FINE_J else None
+        counter = fine_meter()
         used = 0.0
         for i, result in enumerate(results):
             progress.step(note=result.subject.name)
@@ -114,6 +156,7 @@ def measure(subjects: Sequence[Subject], machine: str, *, rounds: int = 15, thre
                 used += result.memory_mb
                 processes[i] = process
                 if ram_mb is not None and used > ram_mb and len(processes) > 1:
+                    result.crowded = True
                     result.failed = f"measuring it beside the others needs more than the {ram_mb:.0f} MB allowed by --ram"
                     used -= result.memory_mb
                     processes.pop(i).close()
@@ -179,7 +222,6 @@ def _slice(process: Process, result: Result, counter: EnergyMeter | None) -> Non
     import numpy as np
 
     examples = next(iter(result.subject.batches[0].values())).shape[0]
-    result.calls += len(ms)
+    result.calls.append([round(one, 5) for one in ms])
     result.rounds["latency_p50"].append(float(np.percentile(ms, 50)))
-    result.rounds["latency_p95"].append(float(np.percentile(ms, 95)))
     result.rounds["throughput"].append(1e3 * examples / float(np.mean(ms)))

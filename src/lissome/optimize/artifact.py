@@ -46,6 +46,10 @@ def write_artifact(bench: Bench, chosen: Row, manifest: Manifest, out: Path | No
     final = out or Path("runs") / artifact_name(manifest)
     check_out(final)
     assert chosen.form is not None
+    if _is_program(chosen.form):
+        raise BadInput(
+            "a module in memory cannot be kept as an artifact in torch's own form", where=bench.model.ref, do="give a factory: package.module:function"
+        )
     with disk_errors("the artifact", final):
         final.parent.mkdir(parents=True, exist_ok=True)
         working = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
@@ -66,6 +70,11 @@ def write_artifact(bench: Bench, chosen: Row, manifest: Manifest, out: Path | No
         finally:
             shutil.rmtree(working, ignore_errors=True)
     return final
+
+
+def _is_program(form: Path) -> bool:
+    """Whether the form is a torch.export file: it is read by unpickling, so it is only ever passed on between lissome's own processes."""
+    return str(json.loads((form / "form.json").read_text(encoding="utf-8"))["file"]).endswith(".pt2")
 
 
 def _note_shapes(bench: Bench, chosen: Row, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lissome.core.task import Padding, Split, Task
@@ -31,16 +32,20 @@ def calibration_batches(task: Task) -> list[NamedArrays]:
     return [task.collate(list(inputs[i : min(i + 8, count)]), "longest") for i in range(0, count, 8)]
 
 
-def timing_batches(task: Task, batch: int, padding: Padding, seed: int = 0) -> list[NamedArrays]:
-    """Random examples of the validation split in batches of `batch`: the same ones, in the same order, for every padding.
+def timing_batches(task: Task, batch: int, padding: Padding, seed: int = 0, calls: int = 1) -> list[NamedArrays]:
+    """Examples of the validation split in batches of `batch`: the same ones, in the same order, for every padding.
 
-    16 calls for a batch of one, fewer for larger batches (down to 3).
+    16 batches of one, fewer of larger ones (down to 4), times `calls`. Where lengths vary, one example is drawn from each of as many equally
+    filled ranges of length, so that a few examples stand for all; then they are shuffled.
     """
     import numpy as np
 
-    split = task.splits["validation"]
-    calls = max(3, TIMED_CALLS // max(1, batch // 4)) if batch > 1 else TIMED_CALLS
-    picks = np.random.default_rng(seed).choice(len(split), size=calls * batch, replace=calls * batch > len(split))
+    split, rng = task.splits["validation"], np.random.default_rng(seed)
+    size = calls * batch * (max(4, TIMED_CALLS // max(1, batch // 4)) if batch > 1 else TIMED_CALLS)
+    ordered = sorted(range(len(split)), key=lambda i: _length(split.inputs[i])) if task.variable_length else rng.permutation(len(split)).tolist()
+    edges = np.linspace(0, len(ordered), size + 1)
+    picks = [ordered[min(int(rng.uniform(low, high)), len(ordered) - 1)] for low, high in pairwise(edges)]
+    rng.shuffle(picks)
     return [task.collate([split.inputs[int(j)] for j in picks[i : i + batch]], padding) for i in range(0, len(picks), batch)]
 
 

@@ -9,7 +9,7 @@ from lissome.core.measurement import Measurement
 from lissome.core.statistics import certify_drop
 from lissome.optimize.bench import Bench
 from lissome.optimize.options import ORIGINAL
-from lissome.optimize.solve import Solution, read
+from lissome.optimize.solve import EQUAL, Solution, latency_of, read
 from lissome.optimize.tables import Row
 from lissome.optimize.verify import Fresh
 
@@ -61,6 +61,10 @@ def _outcome(bench: Bench, row: Row, original: Row, solution: Solution, plan: Ro
     ]
     if missed:
         return "over limit", "misses " + " and ".join(str(reading.limit) for reading in missed)
+    if row.notes and row in solution.ranked[:3] and plan is not row and latency_of(row, solution.name) < latency_of(plan, solution.name):
+        return "dominated", "the tables put it first"
+    if latency_of(row, solution.name) <= EQUAL * latency_of(plan, solution.name):
+        return "dominated", f"keeps every limit and is as fast as {plan.option.name}, which is plainer or smaller"
     return "dominated", f"keeps every limit, but {plan.option.name} is faster"
 
 
@@ -71,4 +75,4 @@ def drop_on_validation(bench: Bench, original: Row, row: Row) -> Measurement | N
     limit = bench.contract.limit("max_drop")
     before = original.scores[: len(row.scores)]
     test = certify_drop(before, row.scores, limit.bound / 100 if limit and not limit.relative else 0.01, bench.contract.level, bench.task.exact, bench.seed)
-    return Measurement("drop", 100 * test.drop, 100 * test.low, 100 * test.upper, "pt", test.n, "measured", bench.machine.fingerprint, bench.contract.level)
+    return Measurement("drop", 100 * test.drop, 100 * test.low, 100 * test.upper, "pt", test.n, "measured", bench.machine.fingerprint, 2 * test.confidence - 1)

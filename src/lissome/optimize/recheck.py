@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lissome.core.cache import Cache
+from lissome.core.cache import Cache, digest, file_sha256
 from lissome.core.contract import Verdict
 from lissome.core.errors import BadArtifact, BadTask
-from lissome.core.manifest import Manifest, read_manifest
+from lissome.core.manifest import Manifest, TaskInfo, read_manifest
 from lissome.core.progress import Progress, Silent
+from lissome.core.task import Task
+from lissome.core.trust import check_target
 from lissome.data import load_task
+from lissome.data.fingerprint import data_fingerprint
+from lissome.data.inputs import load_inputs
 from lissome.engines.artifact import check_files
 from lissome.export.forms import form_bytes
 from lissome.machine.identity import identify
@@ -46,15 +50,30 @@ def verify(folder: str | Path, task: str | None = None, *, cache: Cache | None =
             "it was made from a module in memory, so its original cannot be built again.", where=str(folder), do="optimize from a factory or a directory"
         )
     model = load_model(str(folder / "model"))
-    known = load_task(task or manifest.task.ref, folder / "inputs")
-    if known.classes != manifest.task.classes or known.sizes() != dict(manifest.task.sizes):
-        raise BadTask("the task's data are not those this artifact was judged on.", where=task or manifest.task.ref, do="give the original data with --task")
+    known = _same_task(folder, manifest.task, task)
     bench = make_bench(model, known, manifest.contract, identify(), cache or Cache(), progress, manifest.seed)
     original, chosen = _rows(bench, manifest, folder)
     fresh = measure_again(bench, original, chosen)
     tested = judge_on_test(bench, original, chosen, anew=True)
+    tested = replace(tested, seen=max(tested.seen, manifest.seen))  # what the artifact was judged on has been seen
     verdict = judge(manifest.contract, fresh, tested)
     return Rechecked(manifest, verdict, bench.machine.fingerprint == manifest.machine.fingerprint, fresh.noise)
+
+
+def _same_task(folder: Path, kept: TaskInfo, ref: str | None) -> Task:
+    """The task's data from where they are now, with batches made as the artifact makes them. Raises BadTask when they are other data."""
+    path = Path(ref or kept.ref)
+    code = path.suffix.lower() not in (".yaml", ".yml") and not path.is_file()
+    if code and ref is None:  # a task file is only data
+        check_target(kept.ref, str(folder / "manifest.json"), BadArtifact)
+    known = load_task(ref or kept.ref, folder / "model" if code else None)
+    data = data_fingerprint(known)
+    same = known.classes == kept.classes and known.sizes() == dict(kept.sizes)
+    if not same or (kept.data and data != kept.data):
+        raise BadTask("the task's data are not those this artifact was judged on.", where=ref or kept.ref, do="give the original data with --task")
+    inputs = load_inputs(folder / "inputs")
+    recipe = {path.name: file_sha256(path) for path in sorted((folder / "inputs").iterdir())}
+    return replace(known, collate=inputs.collate, fingerprint=digest("recheck", known.fingerprint, data, recipe))
 
 
 def _rows(bench: Bench, manifest: Manifest, folder: Path) -> tuple[Row, Row]:

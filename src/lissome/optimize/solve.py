@@ -21,6 +21,8 @@ SURE = 0.8
 EQUAL = 1.03
 """Latencies within this factor count as equal: medians of quiet runs differ by as much from one run to the next."""
 PLAINNESS = ("longest", "multiple-of-16", "fixed")
+SAFE = 0.95
+"""The same probability for a drop that is proposed in place of one that cannot be kept."""
 MARGIN = 1.05
 """A proposed limit is this much looser than the measured bound, so that measuring again meets it."""
 
@@ -30,13 +32,15 @@ class Reading:
     """How a row stands against one limit.
 
     needed: the bound it could hold, in the limit's own terms (upper end of the interval; for a relative limit the lower end of the factor).
-    excess: needed over asked, as a ratio above 1 when the limit is missed. figure: what was measured.
+    excess: needed over asked, as a ratio above 1 when the limit is missed. figure: what was measured. safe: what to ask for so that it is kept
+    when everything is measured again; `needed` unless given.
     """
 
     limit: Limit
     needed: float
     excess: float
     figure: Measurement | None
+    safe: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -82,7 +86,8 @@ def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_si
     bound = needed_drop(before, row.scores, test_size, confidence, 1 - SURE if screened else SURE) / max(scale, 1e-12)
     drop = float(np.mean(before - row.scores)) / max(scale, 1e-12)
     figure = Measurement("drop", drop, drop, bound, "%" if limit.relative else "pt", len(row.scores), "measured", "any", confidence)
-    return Reading(limit, bound, bound / limit.bound if limit.bound > 0 else math.inf, figure)
+    safe = needed_drop(before, row.scores, test_size, confidence, SAFE) / max(scale, 1e-12)
+    return Reading(limit, bound, bound / limit.bound if limit.bound > 0 else math.inf, figure, safe)
 
 
 def needed_drop(original: np.ndarray, candidate: np.ndarray, test_size: int, confidence: float, sure: float = SURE, seed: int = 0) -> float:
@@ -109,13 +114,14 @@ def needed_drop(original: np.ndarray, candidate: np.ndarray, test_size: int, con
 
 @dataclass(frozen=True)
 class Solution:
-    """ranked: rows that keep every limit, best first (empty when infeasible). front: rows on the Pareto front.
+    """ranked: rows that keep every limit, best first (empty when infeasible). front: rows on the Pareto front. name: the latency ranked by.
 
     nearest: when infeasible, the row that misses by least, its readings, and a contract that it meets.
     """
 
     ranked: tuple[Row, ...]
     front: tuple[Row, ...]
+    name: str = "latency_p50"
     nearest: Row | None = None
     readings: tuple[Reading, ...] = ()
     proposal: Contract | None = None
@@ -131,10 +137,10 @@ def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int)
     name = limit.name if limit else "latency_p50"
     ranked = rank(feasible, name)
     if ranked:
-        return Solution(tuple(ranked), front(usable, original, name))
+        return Solution(tuple(ranked), front(usable, original, name), name)
     nearest = min(usable, key=lambda row: _distance(readings[id(row)]))
     found = readings[id(nearest)]
-    return Solution((), front(usable, original, name), nearest, found, propose(contract, found))
+    return Solution((), front(usable, original, name), name, nearest, found, propose(contract, found))
 
 
 def contenders(rows: Sequence[Row], contract: Contract, machine: str, test_size: int) -> list[Row]:
@@ -150,19 +156,21 @@ def rank(rows: Sequence[Row], name: str) -> list[Row]:
     """Rows by latency; of rows that are equally fast (within 3 %) the one with the plainer padding, then the smaller, comes first."""
     left, ranked = list(rows), []
     while left:
-        bar = EQUAL * min(_latency(row, name) for row in left)
-        equal = [row for row in left if _latency(row, name) <= bar]
+        bar = EQUAL * min(latency_of(row, name) for row in left)
+        equal = [row for row in left if latency_of(row, name) <= bar]
         best = min(equal, key=lambda row: (PLAINNESS.index(row.option.padding), row.size))
         ranked.append(best)
         left = [row for row in left if row is not best]
     return ranked
 
 
-def _latency(row: Row, name: str) -> float:
+def latency_of(row: Row, name: str) -> float:
     """The row's latency relative to the original of its own run: comparable between runs."""
     import numpy as np
 
     assert row.result is not None and row.original is not None
+    if name == "latency_p95":
+        return 1 / speedup(row.original, row.result, name, "any").value
     return float(np.median(np.asarray(row.result.rounds[name]) / np.asarray(row.original.rounds[name])))
 
 
@@ -176,7 +184,7 @@ def front(rows: Sequence[Row], original: Row, name: str) -> tuple[Row, ...]:
     import numpy as np
 
     assert original.scores is not None
-    points = [(row, float(np.mean(original.scores[: len(row.scores)] - row.scores)), _latency(row, name), row.size) for row in rows if row.scores is not None]
+    points = [(row, float(np.mean(original.scores[: len(row.scores)] - row.scores)), latency_of(row, name), row.size) for row in rows if row.scores is not None]
     kept = []
     for row, *mine in points:
         beaten = any(all(t <= m for t, m in zip(theirs, mine, strict=True)) and theirs != mine for _, *theirs in points)
@@ -186,11 +194,14 @@ def front(rows: Sequence[Row], original: Row, name: str) -> tuple[Row, ...]:
 
 
 def propose(contract: Contract, readings: Sequence[Reading]) -> Contract | None:
-    """The contract with every missed limit loosened to what the nearest row holds; None when a limit cannot be loosened (an unmeasurable one)."""
+    """The contract with every limit that is missed, or kept only just, loosened to what the nearest row holds.
+
+    None when a limit cannot be loosened: one on something that is not measured here.
+    """
     update: dict[str, str] = {}
     for reading in readings:
-        if reading.holds:
-            continue
+        if reading.excess <= (1.0 if reading.limit.quantity == "max_drop" else 1 / MARGIN):
+            continue  # kept with room to spare; what is kept only just is loosened too, or measuring again may miss it
         if not math.isfinite(reading.needed):
             return None
         update[reading.limit.quantity] = loosened(reading)
@@ -202,7 +213,7 @@ def loosened(reading: Reading) -> str:
     limit = reading.limit
     percentile = "p95 " if limit.name == "latency_p95" else ""
     if limit.quantity == "max_drop":
-        return f"{_round_up(max(reading.needed, 0.01), 2):g}{'%rel' if limit.relative else '%'}"
+        return f"{_round_up(max(reading.needed if reading.safe is None else reading.safe, 0.01), 2):g}{'%rel' if limit.relative else '%'}"
     if limit.relative:
         return f"{percentile}{_round_down(reading.needed / MARGIN, 2):g}x"
     return f"{percentile}{_round_up(reading.needed * MARGIN, 2):g}{limit.unit}"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from lissome.core.cache import Cache, digest
 from lissome.core.contract import Clause, Contract, Limit, Verdict
 from lissome.core.measurement import Measurement, digits
-from lissome.core.statistics import DropTest, certify_drop, more_examples
-from lissome.engines.measure import measure, speedup
+from lissome.core.statistics import DropTest, achieved_confidence, certify_drop, median_interval, more_examples
+from lissome.engines.measure import P95_CALLS, Result, measure, speedup
 from lissome.engines.process import EngineFailed
+from lissome.export.forms import form_key
 from lissome.optimize.bench import Bench, outputs
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row, free_ram, subject
 
-ROUNDS = 21
+ROUNDS = 15
 MEMORY_RUNS = 3
-"""Fresh processes whose peak memory is taken: the interval is their smallest and largest."""
+"""Fresh processes whose peak memory is taken when no limit asks for more: the interval is their smallest and largest."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,48 @@ class Fresh:
 def measure_again(bench: Bench, original: Row, chosen: Row) -> Fresh:
     """Measure both again with more rounds; choosing the fastest of many rows favours lucky ones, so their figures are not reused."""
     machine, level = bench.machine.fingerprint, bench.contract.level
-    subjects = [subject(bench, original), subject(bench, chosen)]
-    run = measure(subjects, machine, rounds=ROUNDS, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
+    subjects = [subject(bench, original, final=True), subject(bench, chosen, final=True)]
+    rounds = rounds_needed(bench.contract, len(subjects[0].batches))
+    run = measure(subjects, machine, rounds=rounds, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
     before, after = run.results
     for result in run.results:
         if result.failed:
             raise EngineFailed(f"{result.subject.name} failed when it was measured again: {result.failed}")
-    peaks = [after.memory_mb]
-    for _ in range(MEMORY_RUNS - 1):
-        again = measure(subjects[1:], machine, rounds=1, threads=bench.threads)
-        peaks.append(again.results[0].memory_mb)
-    chosen_figures = tuple(_with_range(f, peaks) if f.name == "memory" else f for f in after.figures(machine, level))
     speedups = tuple(speedup(before, after, name, machine, level) for name in ("latency_p50", "latency_p95"))
-    return Fresh(before.figures(machine, level), chosen_figures, speedups, run.noise.sentence)
+    figures = [tuple(_weighed_again(bench, result, f) if f.name == "memory" else f for f in result.figures(machine, level)) for result in run.results]
+    return Fresh(figures[0], figures[1], speedups, run.noise.sentence)
 
 
-def _with_range(figure: Measurement, values: Sequence[float]) -> Measurement:
-    middle = sorted(values)[len(values) // 2]
-    return Measurement(figure.name, middle, min(values), max(values), figure.unit, len(values), figure.method, figure.machine, figure.confidence)
+def rounds_needed(contract: Contract, batches: int) -> int:
+    """Rounds that give the confidence asked for; for a limit on p95 as many as its calls take."""
+    limit = contract.limit("latency")
+    rounds = max(ROUNDS, runs_for(contract.level))
+    return max(rounds, -(-P95_CALLS // batches)) if limit and limit.name == "latency_p95" else rounds
+
+
+def runs_for(level: float) -> int:
+    """Least number of independent values whose smallest and largest enclose the median with probability `level`: 1 - 2^(1 - n) of the time they do."""
+    return 1 + math.ceil(-math.log2(1 - level) - 1e-9)
+
+
+def _weighed_again(bench: Bench, result: Result, figure: Measurement) -> Measurement:
+    """Peak memory over fresh processes: as many as a limit on memory takes, a few for the chosen without one, once for the original."""
+    limit = bench.contract.limit("memory")
+    wanted = result.subject.form != _original_form(bench) or bool(limit and limit.relative)
+    runs = runs_for(bench.contract.level) if limit and wanted else MEMORY_RUNS if wanted else 1
+    peaks = [result.memory_mb]
+    for _ in range(runs - 1):
+        again = measure([result.subject], figure.machine, rounds=1, threads=bench.threads).results[0]
+        if again.failed:
+            raise EngineFailed(f"{again.subject.name} failed when its memory was measured again: {again.failed}")
+        peaks.append(again.memory_mb)
+    value, low, high = median_interval(peaks, figure_level := bench.contract.level)
+    reached = min(figure_level, achieved_confidence(len(peaks), figure_level))
+    return Measurement(figure.name, value, low, high, figure.unit, len(peaks), figure.method, figure.machine, reached)
+
+
+def _original_form(bench: Bench) -> Path:
+    return bench.cache.path("forms", form_key(bench.recipe, ORIGINAL.engine, ORIGINAL.precision))
 
 
 @dataclass(frozen=True)
@@ -64,7 +90,7 @@ class Tested:
 
 
 def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = False) -> Tested:
-    """Score original and chosen on the test split, exactly as they will run, and test the drop. anew: run the chosen whatever is cached."""
+    """Score the original, and the chosen exactly as it will run, on the test split, and test the drop. anew: run the chosen whatever is cached."""
     import numpy as np
 
     bench.progress.stage("the test split, once", 2)
@@ -77,8 +103,9 @@ def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = Fals
     limit = bench.contract.limit("max_drop")
     margin = limit.bound / 100 if limit else 0.01  # without a limit the test only describes
     relative = bool(limit and limit.relative)
-    drop = certify_drop(before, after, margin, bench.contract.level, bench.task.exact, bench.seed, relative)
     seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, chosen.option.name)
+    level = 1 - (1 - bench.contract.level) / seen  # Bonferroni: each further plan judged by this split has to clear a higher bar
+    drop = certify_drop(before, after, margin, level, bench.task.exact, bench.seed, relative)
     machine = bench.machine.fingerprint
     return Tested(drop, _mean(np.asarray(before), bench, machine, "score"), _mean(np.asarray(after), bench, machine, "score"), seen)
 
@@ -128,11 +155,18 @@ def drop_clause(limit: Limit, tested: Tested) -> Clause:
     drop, unit = tested.drop, "% of the original's score" if limit.relative else "pt"
     seen = "seen once" if tested.seen == 1 else f"seen {tested.seen} times"
     figure = Measurement(
-        "drop", 100 * drop.drop, 100 * drop.low, 100 * drop.upper, "%" if limit.relative else "pt", drop.n, "measured", tested.original.machine, drop.confidence
+        "drop",
+        100 * drop.drop,
+        100 * drop.low,
+        100 * drop.upper,
+        "%" if limit.relative else "pt",
+        drop.n,
+        "measured",
+        tested.original.machine,
+        2 * drop.confidence - 1,
     )
-    sentence = (
-        f"{limit} ({drop.confidence:.0%}): measured {100 * drop.drop:.2f}, upper bound {100 * drop.upper:.2f} {unit}, n = {drop.n:,} test examples, {seen}"
-    )
+    found = f"measured {100 * drop.drop:.2f}, upper bound {100 * drop.upper:.2f} {unit}"
+    sentence = f"{limit} ({100 * drop.confidence:.3g} %): {found}, n = {drop.n:,} test examples, {seen}"
     if drop.certified:
         return Clause(limit=str(limit), status="met", figure=figure, original=tested.original, sentence=sentence)
     if drop.drop < drop.margin:
@@ -148,6 +182,9 @@ def figure_clause(limit: Limit, fresh: Fresh, level: float) -> Clause:
     after = next((f for f in fresh.chosen if f.name == limit.name), None)
     if before is None or after is None:
         return Clause(limit=str(limit), status="cannot certify", figure=None, original=None, sentence=f"{limit}: there is no counter for it on this machine")
+    if after.method == "measured" and min(after.confidence, before.confidence if limit.relative else 1.0) < level - 1e-9:
+        short = f"{after.n} repetitions do not reach {level:g} confidence"
+        return Clause(limit=str(limit), status="cannot certify", figure=after, original=before, sentence=f"{limit}: {after}; {short}")
     if after.method == "estimated":
         return Clause(
             limit=str(limit), status="cannot certify", figure=after, original=before, sentence=f"{limit}: {after}; an estimate cannot satisfy a contract"
