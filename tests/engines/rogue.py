@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from lissome.core.trust import name_target
+
 
 class Doubled(nn.Module):
     def __init__(self):
@@ -71,6 +73,8 @@ def form(folder: Path, name: str) -> Path:
     """A torch form that is built by one of these factories."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(Doubled(), str(folder / "model.safetensors"))
-    (folder / "architecture.json").write_text(json.dumps({"kind": "factory", "target": f"tests.engines.rogue:{name}"}))
+    target = f"tests.engines.rogue:{name}"
+    name_target(target)
+    (folder / "architecture.json").write_text(json.dumps({"kind": "factory", "target": target}))
     (folder / "form.json").write_text(json.dumps({"engine": "torch", "file": "model.safetensors", "inputs": ["features"], "dims": {}, "layers": {}}))
     return folder

@@ -382,7 +382,7 @@ class TestSaved:
 
         model = as_model(Tied())
         save_model(Model(model.module, Architecture(kind="factory", target="tests.nn.test_fingerprint:Tied"), "x", ""), tmp_path)
-        built = build(tmp_path)
+        built = build(tmp_path, vouched=True)
         assert built.a.weight is built.b.weight
         assert torch.equal(built.a.weight, model.module.a.weight)
 

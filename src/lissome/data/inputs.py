@@ -11,6 +11,7 @@ from typing import Any
 
 from lissome.core.errors import BadArtifact, BadInput
 from lissome.core.task import Collate, Task
+from lissome.core.trust import check_target
 from lissome.data.pixels import Normalise, open_picture, picture_array
 from lissome.data.tasks.tabular import Encoder
 from lissome.data.tasks.text import parse_pair, parse_text
@@ -37,8 +38,9 @@ def save_inputs(task: Task, folder: Path) -> None:
         kept = {"kind": "text", "inputs": owner.inputs, "length": owner.length, "pad_id": owner.pad_id, "pad_type": owner.pad_type, "pair": pair}
         owner.tokenizer.save(str(folder / "tokenizer.json"))
     elif isinstance(owner, Normalise):
-        shape = [int(size) for size in task.splits["calibration"].inputs[0].shape]
-        kept = {"kind": "image", "name": owner.name, "mean": owner.mean, "std": owner.std, "shape": shape}
+        example = task.splits["calibration"].inputs[0]
+        shape = [int(size) for size in example.shape]
+        kept = {"kind": "image", "name": owner.name, "mean": owner.mean, "std": owner.std, "shape": shape, "dtype": str(example.dtype)}
     elif isinstance(owner, Encoder):
         kept = {"kind": "tabular", **dataclasses.asdict(owner)}
     else:
@@ -69,6 +71,8 @@ def _image(kept: dict[str, Any], folder: Path, classes: tuple[str, ...]) -> Inpu
     channels, height, width = kept["shape"]
 
     def parse(text: str) -> Any:
+        if kept.get("dtype", "uint8") != "uint8":  # a float's scale is the task's own: a picture's 0..255 would be taken as it is
+            raise BadInput("this task's images are arrays of numbers, not pictures: predict from Python", do="lissome.load(FOLDER)(arrays)")
         return picture_array(open_picture(Path(text)), Path(text), channels, (height, width))
 
     return Inputs(parse, normalise.collate, classes)
@@ -84,6 +88,7 @@ def _tabular(kept: dict[str, Any], folder: Path, classes: tuple[str, ...]) -> In
 def _factory(kept: dict[str, Any], folder: Path, classes: tuple[str, ...]) -> Inputs:
     from lissome.data.tasks import load_task
 
+    check_target(kept["ref"], str(folder / FILE), BadArtifact)
     task = load_task(kept["ref"])
     return Inputs(task.parse or _no_parse(kept["ref"]), task.collate, classes)
 

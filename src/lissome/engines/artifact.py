@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lissome.core.cache import file_sha256
-from lissome.core.errors import BadArtifact, BadInput
-from lissome.core.manifest import Manifest, read_manifest
+from lissome.core.errors import BadArtifact, BadInput, EnvironmentLacks
+from lissome.core.manifest import MachineInfo, Manifest, Option, read_manifest
 from lissome.data.inputs import Inputs, load_inputs, parsed
-from lissome.engines.table import Load, Session, load
+from lissome.engines.safety import check_form
+from lissome.engines.table import ENGINES, Load, Session, engine, load
 from lissome.machine.identity import identify
 
 if TYPE_CHECKING:
@@ -61,16 +62,21 @@ class Artifact:
 
 
 def open_artifact(folder: str | Path, threads: int | None = None) -> Artifact:
-    """Open the artifact at `folder`. Raises BadArtifact when it is none, was changed, or its engine's file is gone."""
+    """Open the artifact at `folder`.
+
+    Raises BadArtifact when it is none, was changed or needs code that the user did not name; EnvironmentLacks when this machine cannot run its plan.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    plan = manifest.plan
+    check_form(folder / "engine")
+    plan, machine = manifest.plan, identify()
+    _check_support(plan, machine, folder)
     inputs = load_inputs(folder / "inputs")
     shapes = None
     if plan.padding == "fixed":
         shapes = fixed_shapes(folder)
-    how = Load(plan.precision, threads or max(1, identify().cores), shapes)
+    how = Load(plan.precision, threads or max(1, machine.cores), shapes)
     return Artifact(folder, manifest, inputs, load(plan.engine, folder / "engine", how))
 
 
@@ -83,12 +89,30 @@ def fixed_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise BadArtifact naming the first file that is gone or whose content changed since the manifest was written."""
+    """Raise BadArtifact naming the first file that is gone, was changed, or was added (beside the report and notes in the top folder)."""
     for name, sha in manifest.files.items():
         path = folder / name
+        if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+            raise BadArtifact(f"its manifest lists {name}, which lies outside the artifact.", where=str(folder), do="do not use it; ask whoever made it")
         if not path.is_file():
             raise BadArtifact(f"the file {name} is missing.", where=str(folder), do="copy the whole artifact, or optimize again")
         if file_sha256(path) != sha:
             raise BadArtifact(
                 f"the file {name} was changed after the artifact was written.", where=str(folder), do="copy it again from where it was made, or optimize again"
             )
+    for part in ("engine", "inputs", "model"):
+        for path in sorted((folder / part).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if not path.is_dir() and name not in manifest.files:
+                raise BadArtifact(f"the file {name} was added after the artifact was written.", where=str(folder), do="remove it, or copy the artifact again")
+
+
+def _check_support(plan: Option, machine: MachineInfo, folder: Path) -> None:
+    """Raise unless this machine's engine runs the plan's precision. An engine that is not installed is left to `load`, which names the extra."""
+    if plan.engine not in ENGINES:
+        raise BadArtifact(f"this lissome knows no engine {plan.engine!r}.", where=str(folder), expected=", ".join(ENGINES), do="use the lissome that wrote it")
+    support = engine(plan.engine).support(machine.isa)
+    if support.version is None or plan.precision in support.precisions:
+        return
+    reason = support.missing.get(plan.precision) or support.missing.get("*") or f"{plan.engine} does not run {plan.precision} here"
+    raise EnvironmentLacks(f"the artifact's {plan.engine} {plan.precision} cannot run here: {reason}", where=str(folder), do="optimize again on this machine")

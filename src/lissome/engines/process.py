@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lissome.core.cache import disk_errors
 from lissome.core.errors import EnvironmentLacks, LissomeError
+from lissome.engines.safety import VOUCHED, check_form
 from lissome.machine.memory import current_rss, peak_rss
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Process:
             "MKL_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            VOUCHED: "1",  # `load` checks every form here, where it is known what the user named
             "PYTHONPATH": os.pathsep.join(p for p in [str(Path.cwd()), *sys.path] if p),
         }
         self.threads = threads
@@ -91,7 +93,8 @@ class Process:
         return answer
 
     def load(self, engine: str, form: Path, precision: str, batches: Path, shapes: Mapping[str, Sequence[int]] | None, probes: bool = False) -> dict[str, Any]:
-        """Load a form and run its first batch; the answer has load_s, first_s and describe."""
+        """Load a form and run its first batch; the answer has load_s, first_s and describe. Raises BadArtifact for a form that must not be loaded."""
+        check_form(form)
         answer = self.ask("load", engine=engine, form=str(form), precision=precision, threads=self.threads, batches=str(batches), shapes=shapes, probes=probes)
         self.cold_start_s = time.perf_counter() - self.spawned
         return answer

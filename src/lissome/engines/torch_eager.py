@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lissome.engines.safety import check_form
 from lissome.engines.table import Load, Support, has_bf16
 from lissome.machine.versions import installed
 
@@ -34,17 +35,18 @@ def load(form: Path, how: Load) -> TorchSession:
 
 
 def load_module(form: Path) -> tuple[nn.Module, tuple[str, ...]]:
-    """The form's module behind positional inputs, and the inputs' names."""
+    """The form's module behind positional inputs, and the inputs' names. Raises BadArtifact for a form that must not be loaded."""
     import torch
 
     from lissome.nn.call import Positional
     from lissome.nn.load import build
 
+    check_form(form)
     described = json.loads((form / "form.json").read_text(encoding="utf-8"))
     names = tuple(described["inputs"])
     if described["file"].endswith(".pt2"):
         return torch.export.load(str(form / described["file"])).module(), names
-    return Positional(build(form), names), names
+    return Positional(build(form, vouched=True), names), names
 
 
 class TorchSession:

@@ -17,6 +17,7 @@ from torch import nn
 from lissome.core.cache import disk_errors
 from lissome.core.errors import BadModel, Unreachable, closest
 from lissome.core.model import Architecture, Model
+from lissome.core.trust import check_target, name_target
 from lissome.nn.factory import call_factory, first_line, load_state
 from lissome.nn.fingerprint import check_finite, fingerprint
 
@@ -47,6 +48,7 @@ def load_model(ref: str, classes: int | None = None) -> Model:
 def as_model(module: nn.Module | Model, ref: str = "") -> Model:
     """Wrap a module that is already in memory; a Model passes through."""
     if isinstance(module, Model):
+        _note_code(module.architecture)
         return module
     import transformers
 
@@ -62,6 +64,7 @@ def finished(module: nn.Module, architecture: Architecture, ref: str, directory:
     """A Model of a module whose weights are final: eval mode, weights checked, fingerprint taken."""
     module.eval()
     check_finite(module, ref)
+    _note_code(architecture)
     return Model(module, architecture, ref, fingerprint(module), directory)
 
 
@@ -82,8 +85,11 @@ def save_model(model: Model, folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name in ("architecture.json", "config.json") or p.name.endswith((".safetensors", ".safetensors.index.json")))
 
 
-def build(folder: Path) -> nn.Module:
-    """The module that `save_model` wrote, in eval mode. Raises BadModel when it cannot be built again."""
+def build(folder: Path, *, vouched: bool = False) -> nn.Module:
+    """The module that `save_model` wrote, in eval mode. vouched: the caller has checked the code that the folder names.
+
+    Raises BadModel when it cannot be built again, or needs code that the user did not name.
+    """
     architecture = _read_architecture(folder)
     if architecture.kind == "huggingface":
         return _transformers_module(folder, architecture.target, None)
@@ -93,6 +99,8 @@ def build(folder: Path) -> nn.Module:
             where=str(folder),
             do="give lissome a factory instead: package.module:function",
         )
+    if not vouched:
+        check_target(architecture.target, str(folder / "architecture.json"), BadModel)
     made = call_factory(architecture.target, architecture.config)
     module = made.module if isinstance(made, Model) else made
     load_state(module, folder / "model.safetensors", architecture.target)
@@ -118,6 +126,12 @@ def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
     config: Any = module.config
     architecture = Architecture(kind="huggingface", target=target, config=json.loads(config.to_json_string(use_diff=False)))
     return finished(module, architecture, ref, path)
+
+
+def _note_code(architecture: Architecture) -> None:
+    """A model that is in memory here was made by code that has already run here."""
+    if architecture.kind == "factory":
+        name_target(architecture.target)
 
 
 def _read_architecture(folder: Path) -> Architecture:
@@ -205,7 +219,9 @@ def _from_factory(ref: str) -> Model:
     if weights and path.suffix != ".safetensors":
         raise BadModel(f'"{weights}" is not a safetensors file.', where=ref, expected="package.module:factory@weights.safetensors")
     made = call_factory(target, {})
+    name_target(target)
     if isinstance(made, Model) and not weights:
+        _note_code(made.architecture)
         return made
     module = made.module if isinstance(made, Model) else made
     if weights:

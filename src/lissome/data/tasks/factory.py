@@ -12,6 +12,7 @@ from typing import Any
 
 from lissome.core.errors import BadTask, LissomeError, closest
 from lissome.core.task import Task
+from lissome.core.trust import name_target
 from lissome.data.tasks.assemble import check_splits
 
 
@@ -31,6 +32,7 @@ def factory_task(ref: str, model_dir: Path | None) -> Task:
         raise BadTask(f"{name}() failed: {type(error).__name__}: {error}", where=_last_line(error), do=f"call {name}() in Python until it works") from error
     if not isinstance(made, Task):
         raise BadTask(f"{name}() returned {type(made).__name__}", where=ref, expected="a lissome.core.task.Task")
+    name_target(ref)
     return replace(check_splits(made, ref), ref=ref)
 
 
