@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lissome.core.cache import Cache, digest, disk_errors, file_sha256
+from lissome.core.cache import TAG, Cache, digest, disk_errors, file_sha256
 from lissome.core.errors import BadInput, EnvironmentLacks
 
 
@@ -24,7 +24,7 @@ def cache(tmp_path) -> Cache:
 
 
 def left_behind(cache: Cache) -> list[str]:
-    return sorted(str(path.relative_to(cache.root)) for path in cache.root.rglob("*")) if cache.root.is_dir() else []
+    return sorted(str(path.relative_to(cache.root)) for path in cache.root.rglob("*") if path.name != TAG) if cache.root.is_dir() else []
 
 
 def test_made_once_then_found(cache):
@@ -242,3 +242,14 @@ def test_file_sha256(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 3_000_000)
     assert file_sha256(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_folder_that_is_not_a_cache_is_never_emptied(tmp_path):
+    """LISSOME_CACHE set to a home folder by mistake: entries may be written, but nothing is removed."""
+    (tmp_path / "letters" / ".git-old").mkdir(parents=True)
+    cache = Cache(tmp_path)
+    cache.put("kind", "key", 1)
+    with pytest.raises(BadInput, match="was not made by lissome, so nothing in it is removed"):
+        cache.clear()
+    cache.sweep(older_than_s=-1)
+    assert (tmp_path / "letters" / ".git-old").is_dir()

@@ -119,6 +119,17 @@ def test_a_model_in_memory_can_be_optimised_but_not_as_torch(here, tmp_path):
         verify(result.folder)
 
 
+def test_a_model_in_memory_never_ends_as_a_pickle(here, tmp_path):
+    """Without a limit that int8 wins, torch's own form must still not be the choice: its file would be a pickle."""
+    sys.modules.pop("tiny_model", None)
+    import tiny_model
+
+    result = optimize(tiny_model.build(), str(here / "task.yaml"), Contract(latency="p50 10s"), out=tmp_path / "artifact")
+    assert result.manifest.plan.engine == "onnxruntime"
+    with pytest.raises(BadModel, match="cannot be traced by torch.export"):
+        optimize(tiny_model.conditional(), str(here / "task.yaml"), Contract(latency="p50 10s"), out=tmp_path / "other")
+
+
 def test_a_model_that_does_not_trace_still_runs_on_torch(here, tmp_path):
     result = optimize("tiny_model:conditional", str(here / "task.yaml"), Contract(max_drop="3%"), out=tmp_path / "artifact")
     assert result.verdict.status == "met"

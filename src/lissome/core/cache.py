@@ -63,6 +63,10 @@ def disk_errors(what: str, where: Path) -> Iterator[None]:
         raise
 
 
+TAG = "CACHEDIR.TAG"
+"""Marks a cache folder for backup tools too (https://bford.info/cachedir)."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One finished cache entry, for `lissome cache`."""
@@ -91,7 +95,7 @@ class Cache:
         if final.is_dir():
             return final
         with disk_errors(f"the {kind} cache", self.root):
-            final.parent.mkdir(parents=True, exist_ok=True)
+            self._place(final.parent)
             working = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=final.parent))
             try:
                 make(working)
@@ -116,10 +120,17 @@ class Cache:
         """Store a JSON value, replacing what was there."""
         folder = self.path(kind, key)
         with disk_errors(f"the {kind} cache", self.root):
-            folder.mkdir(parents=True, exist_ok=True)
+            self._place(folder)
             temporary = folder / f".value-{os.getpid()}.json"
             _write_json(temporary, value)
             temporary.replace(folder / "value.json")
+
+    def _place(self, folder: Path) -> None:
+        """Make a folder below the root. The root gets the usual tag of cache folders, without which nothing is ever removed from it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not (self.root / TAG).exists() and not any(self.root.iterdir()):
+            (self.root / TAG).write_text("Signature: 8a477f597d28d172789f06886806bc55\n# A cache of lissome; `lissome cache clear` empties it.\n")
+        folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self) -> list[Entry]:
         """Every finished entry, largest first."""
@@ -134,8 +145,12 @@ class Cache:
         """Remove all entries, or those of one kind; return the bytes freed. Abandoned half-written folders go too.
 
         Without `kind`, the ledger (the record of what a test split has judged) stays; it goes only when asked for by name.
-        Raises BadInput for a kind that is not there.
+        Raises BadInput for a kind that is not there, and for a folder that held other things before it became a cache.
         """
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / TAG).is_file():
+            raise BadInput(
+                "this folder was not made by lissome, so nothing in it is removed.", where=str(self.root), do="point LISSOME_CACHE at a folder of its own"
+            )
         # What is removed comes from listing the root, never from the caller's text: "../x" or "/x" is no kind.
         folders = {path.name: path for path in self.root.iterdir() if path.is_dir()} if self.root.is_dir() else {}
         known = sorted(folders)
@@ -149,7 +164,7 @@ class Cache:
 
     def sweep(self, older_than_s: float = 86_400) -> None:
         """Remove half-written folders that a killed process left behind."""
-        for folder in self.root.glob("*/.*") if self.root.is_dir() else ():
+        for folder in self.root.glob("*/.*-*") if (self.root / TAG).is_file() else ():
             if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
                 shutil.rmtree(folder, ignore_errors=True)
 

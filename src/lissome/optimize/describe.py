@@ -50,6 +50,8 @@ def _outcome(bench: Bench, row: Row, original: Row, solution: Solution, plan: Ro
         return "chosen", "the fastest that keeps every limit" if row.option != ORIGINAL else "nothing faster keeps every limit"
     if row.skipped:
         return "skipped", row.trouble or ""
+    if row.usable and not row.keepable:
+        return "failed", "a module in memory cannot be kept in torch's own form; give a factory: package.module:function"
     if not row.usable:
         return "failed", row.trouble or "it was not measured"
     missed = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from lissome.core.cache import Cache, digest, file_sha256
 from lissome.core.contract import Verdict
 from lissome.core.errors import BadArtifact, BadTask
-from lissome.core.manifest import Manifest, TaskInfo, read_manifest
+from lissome.core.manifest import Manifest, read_manifest
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
 from lissome.core.trust import check_target
@@ -22,7 +22,7 @@ from lissome.nn.load import load_model
 from lissome.optimize.bench import Bench, make_bench
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row
-from lissome.optimize.verify import judge, judge_on_test, measure_again
+from lissome.optimize.verify import judge, judge_on_test, measure_again, record_use
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,20 @@ def verify(folder: str | Path, task: str | None = None, *, cache: Cache | None =
             "it was made from a module in memory, so its original cannot be built again.", where=str(folder), do="optimize from a factory or a directory"
         )
     model = load_model(str(folder / "model"))
-    known = _same_task(folder, manifest.task, task)
+    known = _same_task(folder, manifest, task)
     bench = make_bench(model, known, manifest.contract, identify(), cache or Cache(), progress, manifest.seed)
     original, chosen = _rows(bench, manifest, folder)
     fresh = measure_again(bench, original, chosen)
+    for earlier in range(1, manifest.seen):  # the bar is the one that the artifact had to clear, on whichever machine
+        record_use(bench.cache, bench.task.fingerprint, model.fingerprint, f"earlier plan {earlier}")
     tested = judge_on_test(bench, original, chosen, anew=True)
-    tested = replace(tested, seen=max(tested.seen, manifest.seen))  # what the artifact was judged on has been seen
     verdict = judge(manifest.contract, fresh, tested)
     return Rechecked(manifest, verdict, bench.machine.fingerprint == manifest.machine.fingerprint, fresh.noise)
 
 
-def _same_task(folder: Path, kept: TaskInfo, ref: str | None) -> Task:
+def _same_task(folder: Path, manifest: Manifest, ref: str | None) -> Task:
     """The task's data from where they are now, with batches made as the artifact makes them. Raises BadTask when they are other data."""
+    kept = manifest.task
     path = Path(ref or kept.ref)
     code = path.suffix.lower() not in (".yaml", ".yml") and not path.is_file()
     if code and ref is None:  # a task file is only data
@@ -73,7 +75,9 @@ def _same_task(folder: Path, kept: TaskInfo, ref: str | None) -> Task:
         raise BadTask("the task's data are not those this artifact was judged on.", where=ref or kept.ref, do="give the original data with --task")
     inputs = load_inputs(folder / "inputs")
     recipe = {path.name: file_sha256(path) for path in sorted((folder / "inputs").iterdir())}
-    return replace(known, collate=inputs.collate, fingerprint=digest("recheck", known.fingerprint, data, recipe))
+    # a fingerprint of its own: what this folder's batches give must not enter the cache as what the task's own give
+    key = digest("recheck", known.fingerprint, data, recipe, manifest.plan.name, manifest.seen)
+    return replace(known, collate=inputs.collate, fingerprint=key)
 
 
 def _rows(bench: Bench, manifest: Manifest, folder: Path) -> tuple[Row, Row]:

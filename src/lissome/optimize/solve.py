@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lissome.core.contract import Contract, Limit
+from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import asymptotic_upper_bound
 from lissome.engines.measure import speedup
@@ -129,7 +130,11 @@ class Solution:
 
 def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int) -> Solution:
     """Rank the rows that keep every limit by latency; when none does, find the nearest point. `rows[0]` is the original."""
-    original, usable = rows[0], [row for row in rows if row.usable]
+    original, usable = rows[0], [row for row in rows if row.usable and row.keepable]
+    if not usable:
+        raise BadInput(
+            "only torch itself runs this model here, and a module in memory cannot be kept in torch's own form.", do="give a factory: package.module:function"
+        )
     level = contract.level
     readings = {id(row): tuple(read(row, original, limit, level, machine, test_size) for limit in contract.limits()) for row in usable}
     feasible = [row for row in usable if all(reading.holds for reading in readings[id(row)])]

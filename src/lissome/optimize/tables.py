@@ -33,7 +33,7 @@ class Row:
     """One option and what is known of it.
 
     scores: per-example scores on the validation split, in the order of `judging_order`; a first part of it until the row is worth all of them.
-    trouble: why it is out, or None; skipped: out before it was tried.
+    trouble: why it is out, or None; skipped: out before it was tried. keepable: whether an artifact can hold it.
     original: the original's result of the same interleaved run.
     """
 
@@ -46,6 +46,7 @@ class Row:
     original: Result | None = None
     trouble: str | None = None
     skipped: bool = False
+    keepable: bool = True
     noise: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -101,7 +102,8 @@ def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
 
 def _built(bench: Bench, option: Option) -> Row:
     form = build_form(bench.recipe, option.engine, option.precision, bench.cache)
-    return Row(option, form, form_bytes(form))
+    keepable = not (option.engine.startswith("torch") and bench.model.architecture.kind == "exported")
+    return Row(option, form, form_bytes(form), keepable=keepable)
 
 
 def _form(row: Row) -> Path:
