@@ -13,7 +13,9 @@ def _nothing_named(monkeypatch):
     monkeypatch.delenv("LISSOME_TRUST", raising=False)
 
 
-@pytest.mark.parametrize("target", ["subprocess:getoutput", "os:system", "torch.hub:load", "lissome.nn.factory:call_factory", "lissomeevil:x", "", "my.own:build2"])
+@pytest.mark.parametrize(
+    "target", ["subprocess:getoutput", "os:system", "torch.hub:load", "lissome.nn.factory:call_factory", "lissomeevil:x", "", "my.own:build2"]
+)
 def test_code_that_nobody_named_is_refused(target):
     name_target("my.own:build")
     with pytest.raises(BadModel) as error:

@@ -9,8 +9,8 @@ import pytest
 
 from lissome.core.cache import file_sha256
 from lissome.core.contract import Contract, Verdict
-from lissome.core.errors import BadArtifact, BadInput, MissingExtra
-from lissome.core.manifest import MachineInfo, Manifest, ModelInfo, Option, TaskInfo, Tried, write_manifest
+from lissome.core.errors import BadArtifact, BadInput, EnvironmentLacks, MissingExtra
+from lissome.core.manifest import MachineInfo, Manifest, ModelInfo, Option, TaskInfo, Tried, read_manifest, write_manifest
 from lissome.engines.artifact import check_files, open_artifact
 from tests.nn import tiny
 
@@ -129,3 +129,78 @@ def test_on_a_machine_without_its_engine(folder, monkeypatch):
     with pytest.raises(MissingExtra) as error:
         open_artifact(folder)
     assert 'pip install "lissome[onnx]"' in str(error.value)
+
+
+def listed(folder, **changes):
+    """Write the manifest of a spoilt artifact again as its maker would: with changed fields, and right hashes of all files."""
+    files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
+    manifest = read_manifest(folder).model_copy(update={"files": files, **changes})
+    write_manifest(manifest, folder)
+    return manifest
+
+
+@pytest.mark.parametrize("name", ["engine/extra.bin", "inputs/added/tokenizer.json", "model/architecture.json"])
+def test_a_file_that_the_manifest_does_not_list(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(BadArtifact) as error:
+        open_artifact(folder)
+    assert str(error.value).startswith(f"{folder}: the file {name} was added after the artifact was written.")
+    assert "remove it" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "engine/../../outside.txt"])
+def test_a_manifest_that_lists_what_lies_elsewhere(folder, name):
+    (folder.parent / "outside.txt").write_text("private")
+    manifest = read_manifest(folder)
+    write_manifest(manifest.model_copy(update={"files": {**manifest.files, name: "0" * 64}}), folder)
+    with pytest.raises(BadArtifact) as error:
+        open_artifact(folder)
+    assert f"{folder}: its manifest lists {name}, which lies outside the artifact" in str(error.value)
+
+
+def test_a_link_to_what_lies_elsewhere(folder):
+    (folder.parent / "outside.txt").write_text("private")
+    (folder / "engine/link.txt").symlink_to(folder.parent / "outside.txt")
+    listed(folder)
+    with pytest.raises(BadArtifact, match=r"lists engine/link\.txt, which lies outside the artifact"):
+        open_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"file": "../model.onnx"}, "names a file outside its own folder"), ({"file": "model.pt2"}, "in torch's own format, which can run code when it is read")],
+)
+def test_a_form_that_must_not_be_loaded(folder, changes, message):
+    path = folder / "engine/form.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    listed(folder)
+    with pytest.raises(BadArtifact, match=message):
+        open_artifact(folder)
+
+
+def test_code_that_a_form_names_is_not_run(folder, monkeypatch):
+    ran = folder.parent / "ran"
+    architecture = {"kind": "factory", "target": "subprocess:getoutput", "config": {"cmd": f"touch {ran}"}}
+    (folder / "engine/architecture.json").write_text(json.dumps(architecture))
+    listed(folder, plan=Option(engine="torch", precision="fp32"))
+    with pytest.raises(BadArtifact) as error:
+        open_artifact(folder)
+    assert "it needs the code subprocess:getoutput, which was not named by you" in str(error.value)
+    assert "LISSOME_TRUST=subprocess:getoutput lissome" in str(error.value)
+    assert not ran.exists()
+
+
+def test_on_a_machine_that_lacks_the_precision(folder, monkeypatch):
+    monkeypatch.setattr("lissome.engines.torch_eager.has_bf16", lambda isa: False)
+    listed(folder, plan=Option(engine="torch", precision="bf16"))
+    with pytest.raises(EnvironmentLacks) as error:
+        open_artifact(folder)
+    assert "the artifact's torch bf16 cannot run here: this CPU has no bf16 instructions; torch would emulate them" in str(error.value)
+    assert "optimize again on this machine" in str(error.value)
+
+
+def test_an_engine_that_this_lissome_does_not_know(folder):
+    listed(folder, plan=Option(engine="tvm", precision="fp32"))
+    with pytest.raises(BadArtifact, match="this lissome knows no engine 'tvm'"):
+        open_artifact(folder)

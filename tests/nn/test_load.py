@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lissome.core import trust
 from lissome.core.errors import BadModel, Unreachable
 from lissome.core.model import Architecture, Model
 from lissome.nn.call import call
@@ -402,6 +403,28 @@ class TestSaved:
             build(tmp_path)
         assert "torch.nn.modules.linear:Linear came as a module in memory" in str(error.value)
         assert "package.module:function" in str(error.value)
+
+    @pytest.mark.parametrize("target", ["subprocess:getoutput", "lissome.nn.factory:call_factory"])
+    def test_code_that_a_folder_names_is_not_run(self, tmp_path, target):
+        call = {"cmd": f"touch {tmp_path / 'ran'}"}
+        config = call if target.startswith("subprocess") else {"target": "subprocess:getoutput", "config": call}
+        (tmp_path / "architecture.json").write_text(json.dumps({"kind": "factory", "target": target, "config": config}))
+        message = refusal(tmp_path)
+        assert message.startswith(f"{tmp_path / 'architecture.json'}: it needs the code {target}, which was not named by you.")
+        assert f"LISSOME_TRUST={target} lissome" in message
+        assert not (tmp_path / "ran").exists()
+
+    def test_code_that_a_folder_names_runs_once_the_user_names_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(trust, "_named", set())
+        save_model(load_model(f"{HERE}:mlp"), tmp_path)
+        monkeypatch.setattr(trust, "_named", set())
+        assert f"needs the code {HERE}:mlp" in refusal(tmp_path)
+        monkeypatch.setenv("LISSOME_TRUST", f"{HERE}:mlp")
+        assert load_model(str(tmp_path)).architecture.target == f"{HERE}:mlp"
+        monkeypatch.delenv("LISSOME_TRUST")
+        monkeypatch.setattr(trust, "_named", set())
+        load_model(f"{HERE}:mlp")
+        assert load_model(str(tmp_path)).architecture.target == f"{HERE}:mlp"
 
     @pytest.mark.parametrize("content", ["", "{", '{"kind": "pickle", "target": "x"}', '{"kind": "factory"}'])
     def test_broken_architecture(self, tmp_path, content):

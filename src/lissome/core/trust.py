@@ -23,6 +23,6 @@ def name_target(target: str) -> None:
 
 def check_target(target: str, where: str, error: type[BadInput]) -> None:
     """Raise `error` unless the user named `target`, which was read from the file at `where`."""
-    listed = {part.strip() for part in os.environ.get(VARIABLE, "").split(",")}
+    listed = {part.strip() for part in os.environ.get(VARIABLE, "").split(",")} - {""}
     if target not in OWN | _named | listed:
         raise error(f"it needs the code {target}, which was not named by you.", where=where, do=f"if you trust it: {VARIABLE}={target} lissome ...")

@@ -12,7 +12,8 @@ from typing import Any
 from lissome.core.errors import BadArtifact, BadInput
 from lissome.core.task import Collate, Task
 from lissome.core.trust import check_target
-from lissome.data.pixels import Normalise, open_picture, picture_array
+from lissome.data.pixels import Normalise
+from lissome.data.tasks.images import parse_picture
 from lissome.data.tasks.tabular import Encoder
 from lissome.data.tasks.text import parse_pair, parse_text
 from lissome.data.tokens import Tokens
@@ -71,9 +72,7 @@ def _image(kept: dict[str, Any], folder: Path, classes: tuple[str, ...]) -> Inpu
     channels, height, width = kept["shape"]
 
     def parse(text: str) -> Any:
-        if kept.get("dtype", "uint8") != "uint8":  # a float's scale is the task's own: a picture's 0..255 would be taken as it is
-            raise BadInput("this task's images are arrays of numbers, not pictures: predict from Python", do="lissome.load(FOLDER)(arrays)")
-        return picture_array(open_picture(Path(text)), Path(text), channels, (height, width))
+        return parse_picture(text, (channels, height, width), kept.get("dtype", "uint8"))
 
     return Inputs(parse, normalise.collate, classes)
 

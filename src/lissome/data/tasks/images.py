@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lissome.core.cache import digest, file_sha256
-from lissome.core.errors import BadTask, closest
+from lissome.core.errors import BadInput, BadTask, closest
 from lissome.core.task import SplitName, Task, correct
 from lissome.data.idx import read_idx
 from lissome.data.labels import class_ids, class_order
@@ -44,6 +44,7 @@ def image_task(file: TaskFile, config: ImageClassification, ref: str) -> Task:
     classes = class_order(every, config.classes, file.at("classes" if config.classes else "labels"))
     targets = {name: class_ids([str(label) for label in part.labels], classes) for name, part in divided.splits.items()}
     settings = config.model_dump(mode="json", exclude={"name", "data", "splits"})
+    dtype = str(next(iter(read.values())).images[0].dtype)
     normalise = Normalise(config.input, config.mean, config.std)
     task = Task(
         name=config.name or file.path.stem,
@@ -54,14 +55,20 @@ def image_task(file: TaskFile, config: ImageClassification, ref: str) -> Task:
         fingerprint=digest("image", ALGORITHM, {name: p.sha for name, p in read.items()}, settings, shape),
         ref=ref,
         classes=classes,
-        parse=lambda text: _parse(Path(text), shape),
+        parse=lambda text: parse_picture(text, shape, dtype),
         notes=(*divided.notes, *(note for p in read.values() for note in p.notes)),
     )
     return check_splits(task, str(file.path))
 
 
-def _parse(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """A picture's path from the command line, brought to the task's channels and size."""
+def parse_picture(text: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray:
+    """A picture's path from the command line, brought to the task's channels and size [c, h, w].
+
+    Raises BadInput where the task's images are not bytes: the scale of floats is the task's own, and a picture's 0..255 would be taken as it is.
+    """
+    if dtype != "uint8":
+        raise BadInput("this task's images are arrays of numbers, not pictures: predict from Python", where=text, do="lissome.load(FOLDER)(arrays)")
+    path = Path(text)
     return picture_array(open_picture(path), path, shape[0], (shape[1], shape[2]))
 
 
