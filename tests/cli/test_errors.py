@@ -59,6 +59,7 @@ def test_a_time_to_train_that_makes_no_sense(folder, capsys, value):
 
 def test_only_what_is_cached_can_be_cleared(folder, capsys):
     (folder / "cache" / "forms" / "k").mkdir(parents=True)
+    (folder / "cache" / "CACHEDIR.TAG").touch()
     (folder / "precious").mkdir()
     for kind in ("../precious", str(folder / "precious")):
         assert f'nothing cached of kind "{kind}".' in failing(["cache", "clear", kind], 2, capsys)

@@ -44,9 +44,9 @@ class Bench:
         """Threads every engine is given: the usable cores."""
         return max(1, self.machine.cores)
 
-    def time_is_up(self) -> bool:
-        """Whether --spend is used up."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def time_is_up(self, reserve: float = 0.0) -> bool:
+        """Whether --spend is used up, or would be by something that takes `reserve` seconds."""
+        return self.deadline is not None and time.monotonic() + reserve > self.deadline
 
     def shapes(self, option: Option) -> dict[str, tuple[int, ...]] | None:
         """Input shapes of a form that is padded to a fixed length; None for free shapes."""

@@ -12,7 +12,7 @@ from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
 from lissome.optimize.run import Optimized, optimize
 
-CONTRACT = Contract(max_drop="1%", latency="2x", spend="1min")
+CONTRACT = Contract(max_drop="1%", latency="2x", spend="2min")
 DIGITS_CONTRACT = Contract(max_drop="3%", latency="2x", spend="1min")
 """The digits' test split is small: it cannot certify much less than three points."""
 

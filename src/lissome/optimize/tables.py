@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ROUNDS = 9
+COMPILE_S = 60.0
+"""Seconds that must be left for torch.compile: it compiles once to be scored and once more to be timed."""
 SCREENED = 512
 """Validation examples that every option is scored on; only those that may be chosen are then scored on all of them."""
 
@@ -69,8 +71,8 @@ def build_rows(bench: Bench, options: Sequence[Option], passed_over: Collection[
     bench.progress.step(note=ORIGINAL.name)
     rows = [original]
     for option in options:
-        if bench.time_is_up() or option.name in passed_over:
-            rows.append(Row(option, trouble="the time allowed by --spend was used up before it", skipped=True))
+        if bench.time_is_up(COMPILE_S if option.engine == "torch.compile" else 0.0) or option.name in passed_over:
+            rows.append(Row(option, trouble="the time left of --spend was too short for it", skipped=True))
             continue
         bench.progress.step(0, note=option.name)
         rows.append(_candidate(bench, option, reference))
