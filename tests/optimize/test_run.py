@@ -126,7 +126,7 @@ def test_a_model_in_memory_never_ends_as_a_pickle(here, tmp_path):
 
     result = optimize(tiny_model.build(), str(here / "task.yaml"), Contract(latency="p50 10s"), out=tmp_path / "artifact")
     assert result.manifest.plan.engine == "onnxruntime"
-    with pytest.raises(BadModel, match="cannot be traced by torch.export"):
+    with pytest.raises(BadModel, match=r"cannot be traced by torch\.export"):
         optimize(tiny_model.conditional(), str(here / "task.yaml"), Contract(latency="p50 10s"), out=tmp_path / "other")
 
 
