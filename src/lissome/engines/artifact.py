@@ -73,10 +73,7 @@ def open_artifact(folder: str | Path, threads: int | None = None) -> Artifact:
     plan, machine = manifest.plan, identify()
     _check_support(plan, machine, folder)
     inputs = load_inputs(folder / "inputs")
-    shapes = None
-    if plan.padding == "fixed":
-        shapes = fixed_shapes(folder)
-    how = Load(plan.precision, threads or max(1, machine.cores), shapes)
+    how = Load(plan.precision, threads or max(1, machine.cores), fixed_shapes(folder))
     return Artifact(folder, manifest, inputs, load(plan.engine, folder / "engine", how))
 
 
@@ -114,5 +111,5 @@ def _check_support(plan: Option, machine: MachineInfo, folder: Path) -> None:
     support = engine(plan.engine).support(machine.isa)
     if support.version is None or plan.precision in support.precisions:
         return
-    reason = support.missing.get(plan.precision) or support.missing.get("*") or f"{plan.engine} does not run {plan.precision} here"
+    reason = support.why_not(plan.precision)
     raise EnvironmentLacks(f"the artifact's {plan.engine} {plan.precision} cannot run here: {reason}", where=str(folder), do="optimize again on this machine")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Batches = Sequence[Mapping[str, np.ndarray]]
 
+FIGURES = ("latency_p50", "latency_p95", "throughput", "memory", "cold_start", "energy", "size")
 SLICE_S = 0.06
 FINE_J = 0.01
 """Energy is read per slice where the counter's step is at most this; a battery's is far too coarse for that."""
@@ -71,13 +72,21 @@ class Result:
 
     def figures(self, machine: str, confidence: float = 0.95) -> tuple[Measurement, ...]:
         """latency_p50, latency_p95 (ms), throughput (examples/s), memory (MB), size (MB), cold_start (ms), as Measurements."""
-        found = [_over_rounds(name, self.rounds[name], unit, machine, confidence) for name, unit in (("latency_p50", "ms"), ("throughput", "1/s"))]
-        found.insert(1, _p95(self.calls, None, "latency_p95", "ms", machine, confidence))
-        for name, one, unit in (("memory", self.memory_mb, "MB"), ("cold_start", self.cold_start_s * 1e3, "ms")):
-            found.append(Measurement(name, one, one, one, unit, 1, "measured", machine, 0.0))
-        if self.energy_mj:
-            found.append(_over_rounds("energy", self.energy_mj, "mJ", machine, confidence))
-        return (*found, counted("size", self.subject.size / 1e6, "MB", machine))
+        found = (self.figure(name, machine, confidence) for name in FIGURES)
+        return tuple(one for one in found if one is not None)
+
+    def figure(self, name: str, machine: str, confidence: float = 0.95) -> Measurement | None:
+        """One of the figures; None for energy without a counter. Only what is asked for is computed: a p95 takes hundreds of resamples."""
+        if name == "latency_p95":
+            return _p95(self.calls, None, name, "ms", machine, confidence)
+        if name == "size":
+            return counted(name, self.subject.size / 1e6, "MB", machine)
+        if name in ("memory", "cold_start"):
+            one, unit = (self.memory_mb, "MB") if name == "memory" else (self.cold_start_s * 1e3, "ms")
+            return Measurement(name, one, one, one, unit, 1, "measured", machine, 0.0)
+        values = self.energy_mj if name == "energy" else self.rounds[name]
+        unit = {"latency_p50": "ms", "throughput": "1/s", "energy": "mJ"}[name]
+        return None if name == "energy" and not values else _over_rounds(name, values, unit, machine, confidence)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,12 @@ def speedup(original: Result, candidate: Result, name: str, machine: str, confid
     before, after = original.rounds[name], candidate.rounds[name]
     value, low, high = ratio_interval(before, after, confidence)
     return Measurement(f"speedup_{name}", value, low, high, "x", len(after), "measured", machine, _reached(len(after), confidence))
+
+
+def times_below(before: Measurement, after: Measurement, confidence: float) -> Measurement:
+    """How many times smaller a figure became, from two intervals: the factor's own reaches from their nearest to their farthest ends."""
+    low, high = before.low / after.high, before.high / after.low
+    return Measurement(after.name, before.value / after.value, low, high, "x", after.n, after.method, after.machine, confidence)
 
 
 def fine_meter() -> EnergyMeter | None:

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lissome.core.cache import disk_errors
 from lissome.core.errors import EnvironmentLacks, LissomeError
 from lissome.engines.safety import VOUCHED, check_form
-from lissome.machine.memory import current_rss, peak_rss
+from lissome.machine.memory import peak_rss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,10 +102,6 @@ class Process:
     def peak_mb(self, machine: str) -> float:
         """Peak resident memory so far, MB."""
         return peak_rss(machine, self.process.pid).value
-
-    def rss_mb(self, machine: str) -> float:
-        """Resident memory now, MB."""
-        return current_rss(machine, self.process.pid).value
 
     def close(self) -> None:
         """End the process and wait for it."""

@@ -54,6 +54,10 @@ class Support:
     precisions: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
+    def why_not(self, precision: str) -> str:
+        """Why a precision is not offered here."""
+        return self.missing.get(precision) or self.missing.get("*") or f"{self.engine} does not run {precision} here"
+
 
 @dataclass(frozen=True)
 class Load:

@@ -49,10 +49,7 @@ def load(state: State, request: dict[str, Any]) -> dict[str, Any]:
 
 def warm(state: State, request: dict[str, Any]) -> dict[str, Any]:
     """Run every batch once and write the outputs, one after another, to `to` (.npy)."""
-    import numpy as np
-
-    session = state.loaded()
-    np.save(request["to"], np.concatenate([session.run(batch) for batch in state.batches]))
+    _write_outputs(state.loaded(), state.batches, request["to"])
     return {}
 
 
@@ -73,11 +70,7 @@ def timed(state: State, request: dict[str, Any]) -> dict[str, Any]:
 
 def outputs(state: State, request: dict[str, Any]) -> dict[str, Any]:
     """Run the batches of a file and write all outputs, one after another, to `to` (.npy)."""
-    import numpy as np
-
-    session = state.loaded()
-    found = [session.run(batch) for batch in _read_batches(request["batches"])]
-    np.save(request["to"], np.concatenate(found))
+    _write_outputs(state.loaded(), _read_batches(request["batches"]), request["to"])
     return {}
 
 
@@ -89,6 +82,12 @@ def layers(state: State, request: dict[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {str(i): value for i, value in enumerate(values.values())}
     np.savez(request["to"], **named)
     return {"names": list(values)}
+
+
+def _write_outputs(session: Session, batches: list[dict[str, np.ndarray]], to: str) -> None:
+    import numpy as np
+
+    np.save(to, np.concatenate([session.run(batch) for batch in batches]))
 
 
 def _read_batches(path: str) -> list[dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ from lissome.core.errors import BadInput
 from lissome.core.manifest import Manifest, write_manifest
 from lissome.data.inputs import save_inputs
 from lissome.nn.load import save_model
-from lissome.optimize.bench import Bench, outputs
+from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row
 
@@ -87,15 +87,8 @@ def _note_shapes(bench: Bench, chosen: Row, path: Path) -> None:
 def _evidence(bench: Bench, chosen: Row) -> dict[str, Any]:
     """Test scores of both, which the verdict has already computed (they come from the cache)."""
     targets = bench.task.splits["test"].targets
-    original = build_original(bench)
+    original = original_form(bench)
     return {
         "original": bench.task.score(outputs(bench, ORIGINAL, original, "test"), targets),
         "chosen": bench.task.score(outputs(bench, chosen.option, chosen.form, "test", as_deployed=True), targets),  # type: ignore[arg-type]
     }
-
-
-def build_original(bench: Bench) -> Path:
-    """The original's own form."""
-    from lissome.export.forms import build_form
-
-    return build_form(bench.recipe, ORIGINAL.engine, ORIGINAL.precision, bench.cache)

@@ -16,10 +16,10 @@ from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.task import Split, SplitName, Task
 from lissome.engines.process import Process, write_batches
-from lissome.export.forms import Recipe, form_key
+from lissome.export.forms import Recipe, build_form, form_key
 from lissome.machine.versions import versions
 from lissome.optimize.batches import SCORING_BATCH, calibration_batches, judging_order, part_of, scoring_batches, tracing_batch
-from lissome.optimize.options import reduce_range
+from lissome.optimize.options import ORIGINAL, reduce_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +66,19 @@ def make_bench(model: Model, task: Task, contract: Contract, machine: MachineInf
     """Check that model and task belong together, and lay out the bench. Raises BadModel or BadTask where they do not."""
     example = tracing_batch(task)
     check_head(model, task, example)
-    recipe = Recipe(model, example, calibration_batches(task), task.fingerprint, task.variable_length, reduce_range(machine))
+    recipe = recipe_of(model, task, machine, example)
     deadline = None if contract.spend_seconds is None else time.monotonic() + contract.spend_seconds
     return Bench(model, task, contract, machine, cache, recipe, progress, deadline, seed)
+
+
+def recipe_of(model: Model, task: Task, machine: MachineInfo, example: dict[str, np.ndarray]) -> Recipe:
+    """What forms of `model` for `task` are made from on `machine`."""
+    return Recipe(model, example, calibration_batches(task), task.fingerprint, task.variable_length, reduce_range(machine))
+
+
+def original_form(bench: Bench) -> Path:
+    """The form of the original, which everything is compared with."""
+    return build_form(bench.recipe, ORIGINAL.engine, ORIGINAL.precision, bench.cache)
 
 
 def check_head(model: Model, task: Task, example: dict[str, np.ndarray]) -> None:

@@ -39,7 +39,7 @@ def _describe(bench: Bench, row: Row, original: Row, solution: Solution, plan: R
         drop=drop_on_validation(bench, original, row),
         figures=figures,
         parity=row.parity.error if row.parity is not None and row.parity.error != float("inf") else None,
-        on_front=any(row is other for other in solution.front),
+        on_front=row in solution.front,
     )
 
 
@@ -63,8 +63,8 @@ def _outcome(bench: Bench, row: Row, original: Row, solution: Solution, plan: Ro
     ]
     if missed:
         return "over limit", "misses " + " and ".join(str(reading.limit) for reading in missed)
-    if row.notes and row in solution.ranked[:3] and plan is not row and latency_of(row, solution.name) < latency_of(plan, solution.name):
-        return "dominated", "the tables put it first"
+    if decided and row in solution.ranked and solution.ranked.index(row) < solution.ranked.index(plan):
+        return "dominated", "first in the tables"  # its note says why it was passed over
     if latency_of(row, solution.name) <= EQUAL * latency_of(plan, solution.name):
         return "dominated", f"keeps every limit and is as fast as {plan.option.name}, which is plainer or smaller"
     return "dominated", f"keeps every limit, but {plan.option.name} is faster"

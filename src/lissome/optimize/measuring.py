@@ -17,12 +17,12 @@ from lissome.engines.artifact import fixed_shapes
 from lissome.engines.measure import Result, Subject, measure, speedup
 from lissome.engines.process import EngineFailed
 from lissome.engines.table import ENGINES, PRECISIONS, engine
-from lissome.export.forms import Recipe, build_form, form_bytes
+from lissome.export.forms import build_form, form_bytes
 from lissome.machine.identity import identify
 from lissome.nn.flops import count_flops
 from lissome.nn.load import load_model
-from lissome.optimize.batches import calibration_batches, timing_batches, tracing_batch
-from lissome.optimize.options import reduce_range
+from lissome.optimize.batches import timing_batches, tracing_batch
+from lissome.optimize.bench import recipe_of
 
 
 class MeasuredModel(Config):
@@ -87,9 +87,7 @@ def check_supported(name: str, precision: str, isa: Sequence[str]) -> None:
         raise BadInput(f'there is no precision "{precision}".{closest(precision, PRECISIONS)}', expected=", ".join(PRECISIONS))
     support = engine(name).support(isa)
     if precision not in support.precisions:
-        raise BadInput(
-            f"{name} does not run {precision} here: {support.missing.get(precision) or support.missing.get('*')}", expected=", ".join(support.precisions)
-        )
+        raise BadInput(f"{name} does not run {precision} here: {support.why_not(precision)}", expected=", ".join(support.precisions))
 
 
 class _Way:
@@ -105,8 +103,7 @@ class _Way:
             self.option, self.form, self.shapes = plan, folder / "engine", fixed_shapes(folder)
         else:
             self.option = Option(engine=engine_name, precision=precision)  # type: ignore[arg-type]
-            example, calibration = tracing_batch(self.task), calibration_batches(self.task)
-            recipe = Recipe(self.model, example, calibration, self.task.fingerprint, self.task.variable_length, reduce_range(identify()))
+            recipe = recipe_of(self.model, self.task, identify(), tracing_batch(self.task))
             self.form, self.shapes = build_form(recipe, engine_name, precision, cache), None
 
     def subject(self, batch: int) -> Subject:

@@ -27,8 +27,7 @@ def whole_model_options(machine: MachineInfo) -> tuple[list[Option], list[Tried]
             if precision in support.precisions:
                 tried.append(option)
             else:
-                why = support.missing.get(precision) or support.missing.get("*") or "not offered by this engine"
-                skipped.append(Tried(option=option, outcome="skipped", why=why))
+                skipped.append(Tried(option=option, outcome="skipped", why=support.why_not(precision)))
     return tried, _merge(skipped)
 
 

@@ -19,10 +19,10 @@ from lissome.engines.artifact import check_files
 from lissome.export.forms import form_bytes
 from lissome.machine.identity import identify
 from lissome.nn.load import load_model
-from lissome.optimize.bench import Bench, make_bench
+from lissome.optimize.bench import Bench, make_bench, original_form
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row
-from lissome.optimize.verify import judge, judge_on_test, measure_again, record_use
+from lissome.optimize.verify import judge, judge_on_test, measure_again
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def verify(folder: str | Path, task: str | None = None, *, cache: Cache | None =
     bench = make_bench(model, known, manifest.contract, identify(), cache or Cache(), progress, manifest.seed)
     original, chosen = _rows(bench, manifest, folder)
     fresh = measure_again(bench, original, chosen)
-    for earlier in range(1, manifest.seen):  # the bar is the one that the artifact had to clear, on whichever machine
-        record_use(bench.cache, bench.task.fingerprint, model.fingerprint, f"earlier plan {earlier}")
-    tested = judge_on_test(bench, original, chosen, anew=True)
+    # The bar is the one that the artifact had to clear, on whichever machine.
+    tested = judge_on_test(bench, original, chosen, anew=True, seen=max(1, manifest.seen))
     verdict = judge(manifest.contract, fresh, tested)
     return Rechecked(manifest, verdict, bench.machine.fingerprint == manifest.machine.fingerprint, fresh.noise)
 
@@ -76,13 +75,11 @@ def _same_task(folder: Path, manifest: Manifest, ref: str | None) -> Task:
     inputs = load_inputs(folder / "inputs")
     recipe = {path.name: file_sha256(path) for path in sorted((folder / "inputs").iterdir())}
     # a fingerprint of its own: what this folder's batches give must not enter the cache as what the task's own give
-    key = digest("recheck", known.fingerprint, data, recipe, manifest.plan.name, manifest.seen)
+    key = digest("recheck", known.fingerprint, data, recipe, manifest.plan.name)
     return replace(known, collate=inputs.collate, fingerprint=key)
 
 
 def _rows(bench: Bench, manifest: Manifest, folder: Path) -> tuple[Row, Row]:
-    from lissome.export.forms import build_form
-
-    base = build_form(bench.recipe, ORIGINAL.engine, ORIGINAL.precision, bench.cache)
+    base = original_form(bench)
     chosen = folder / "engine"
     return Row(ORIGINAL, base, form_bytes(base)), Row(manifest.plan, chosen, form_bytes(chosen))

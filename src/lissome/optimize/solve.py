@@ -11,7 +11,7 @@ from lissome.core.contract import Contract, Limit
 from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import asymptotic_upper_bound
-from lissome.engines.measure import speedup
+from lissome.engines.measure import speedup, times_below
 from lissome.optimize.tables import Row
 
 if TYPE_CHECKING:
@@ -54,24 +54,18 @@ def read(row: Row, original: Row, limit: Limit, confidence: float, machine: str,
     assert row.result is not None and row.original is not None
     if limit.quantity == "max_drop":
         return _read_drop(row, original, limit, confidence, test_size)
-    figure = next((f for f in row.result.figures(machine, confidence) if f.name == limit.name), None)
+    figure = row.result.figure(limit.name, machine, confidence)
     if figure is None or figure.method == "estimated":
         return Reading(limit, math.inf, math.inf, figure)
     if not limit.relative:
         return Reading(limit, figure.high, figure.high / limit.bound, figure)
-    factor = _factor(row, limit, confidence, machine)
-    return Reading(limit, factor.low, limit.bound / factor.low if factor.low > 0 else math.inf, factor)
-
-
-def _factor(row: Row, limit: Limit, confidence: float, machine: str) -> Measurement:
-    """How many times below the original, from the same run."""
-    assert row.result is not None and row.original is not None
     if limit.quantity == "latency":
-        return speedup(row.original, row.result, limit.name, machine, confidence)
-    before = next(f for f in row.original.figures(machine) if f.name == limit.name)
-    after = next(f for f in row.result.figures(machine) if f.name == limit.name)
-    low, high = before.low / after.high, before.high / after.low
-    return Measurement(limit.name, before.value / after.value, low, high, "x", after.n, after.method, machine, confidence)
+        factor = speedup(row.original, row.result, limit.name, machine, confidence)
+    else:
+        before = row.original.figure(limit.name, machine, confidence)
+        assert before is not None, "both were measured in one run, with the same counters"
+        factor = times_below(before, figure, confidence)
+    return Reading(limit, factor.low, limit.bound / factor.low if factor.low > 0 else math.inf, factor)
 
 
 def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_size: int) -> Reading:
@@ -152,7 +146,7 @@ def contenders(rows: Sequence[Row], contract: Contract, machine: str, test_size:
     """Usable rows, best first: those that keep every limit, then the others by how little they miss."""
     solution = solve(rows, contract, machine, test_size)
     limits = contract.limits()
-    others = [row for row in rows if row.usable and not any(row is one for one in solution.ranked)]
+    others = [row for row in rows if row.usable and row not in solution.ranked]
     missed = {id(row): _distance([read(row, rows[0], limit, contract.level, machine, test_size) for limit in limits]) for row in others}
     return [*solution.ranked, *sorted(others, key=lambda row: missed[id(row)])]
 

@@ -17,7 +17,7 @@ from lissome.export.forms import build_form, form_bytes
 from lissome.export.parity import TOLERANCE, Parity, compare, first_departure
 from lissome.machine.memory import current_rss
 from lissome.optimize.batches import timing_batches
-from lissome.optimize.bench import Bench, judged, outputs
+from lissome.optimize.bench import Bench, judged, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SCREENED = 512
 """Validation examples that every option is scored on; only those that may be chosen are then scored on all of them."""
 
 
-@dataclass
+@dataclass(eq=False)  # a row is itself: comparing scores would compare arrays
 class Row:
     """One option and what is known of it.
 
@@ -135,7 +135,7 @@ def _explained(bench: Bench, row: Row) -> Parity:
     parity = row.parity
     assert parity is not None
     try:
-        expected = _layers(bench, ORIGINAL, build_form(bench.recipe, ORIGINAL.engine, ORIGINAL.precision, bench.cache))
+        expected = _layers(bench, ORIGINAL, original_form(bench))
         found = _layers(bench, row.option, _form(row))
     except (EngineFailed, OSError):
         return parity

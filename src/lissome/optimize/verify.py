@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from lissome.core.cache import Cache, digest
 from lissome.core.contract import Clause, Contract, Limit, Verdict
 from lissome.core.measurement import Measurement, digits
 from lissome.core.statistics import DropTest, achieved_confidence, certify_drop, median_interval, more_examples
-from lissome.engines.measure import P95_CALLS, Result, measure, speedup
+from lissome.engines.measure import P95_CALLS, Result, measure, speedup, times_below
 from lissome.engines.process import EngineFailed
-from lissome.export.forms import form_key
-from lissome.optimize.bench import Bench, outputs
+from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row, free_ram, subject
 
@@ -62,7 +60,7 @@ def runs_for(level: float) -> int:
 def _weighed_again(bench: Bench, result: Result, figure: Measurement) -> Measurement:
     """Peak memory over fresh processes: as many as a limit on memory takes, a few for the chosen without one, once for the original."""
     limit = bench.contract.limit("memory")
-    wanted = result.subject.form != _original_form(bench) or bool(limit and limit.relative)
+    wanted = result.subject.form != original_form(bench) or bool(limit and limit.relative)
     runs = runs_for(bench.contract.level) if limit and wanted else MEMORY_RUNS if wanted else 1
     peaks = [result.memory_mb]
     for _ in range(runs - 1):
@@ -75,10 +73,6 @@ def _weighed_again(bench: Bench, result: Result, figure: Measurement) -> Measure
     return Measurement(figure.name, value, low, high, figure.unit, len(peaks), figure.method, figure.machine, reached)
 
 
-def _original_form(bench: Bench) -> Path:
-    return bench.cache.path("forms", form_key(bench.recipe, ORIGINAL.engine, ORIGINAL.precision))
-
-
 @dataclass(frozen=True)
 class Tested:
     """What the test split said. original, chosen: mean scores in percent. seen: plans this split has judged for this model, this one included."""
@@ -89,8 +83,11 @@ class Tested:
     seen: int
 
 
-def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = False) -> Tested:
-    """Score the original, and the chosen exactly as it will run, on the test split, and test the drop. anew: run the chosen whatever is cached."""
+def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = False, seen: int | None = None) -> Tested:
+    """Score the original, and the chosen exactly as it will run, on the test split, and test the drop.
+
+    anew: run the chosen whatever is cached. seen: plans that the split has judged, where that is known; else the ledger counts this one.
+    """
     import numpy as np
 
     bench.progress.stage("the test split, once", 2)
@@ -103,7 +100,8 @@ def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = Fals
     limit = bench.contract.limit("max_drop")
     margin = limit.bound / 100 if limit else 0.01  # without a limit the test only describes
     relative = bool(limit and limit.relative)
-    seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, chosen.option.name)
+    if seen is None:
+        seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, chosen.option.name)
     level = 1 - (1 - bench.contract.level) / seen  # Bonferroni: each further plan judged by this split has to clear a higher bar
     drop = certify_drop(before, after, margin, level, bench.task.exact, bench.seed, relative)
     machine = bench.machine.fingerprint
@@ -191,9 +189,7 @@ def figure_clause(limit: Limit, fresh: Fresh, level: float) -> Clause:
         )
     factor = next((s for s in fresh.speedups if s.name == f"speedup_{limit.name}"), None)
     if factor is None:
-        factor = Measurement(
-            limit.name, before.value / after.value, before.low / after.high, before.high / after.low, "x", after.n, after.method, after.machine, level
-        )
+        factor = times_below(before, after, level)
     holds = factor.low >= limit.bound if limit.relative else after.high <= limit.bound
     sentence = f"{limit}: {after}, was {digits(before.value)} ({digits(factor.value)}x [{digits(factor.low)}, {digits(factor.high)}])"
     return Clause(limit=str(limit), status="met" if holds else "not met", figure=after, original=before, sentence=sentence)
