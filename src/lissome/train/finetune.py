@@ -46,7 +46,7 @@ def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | No
     checkpoints = cache.path("training", key)
     folder = cache.folder("finetune", key, lambda empty: _make(model, task, config, empty, checkpoints, progress))
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return _read(folder, model)
+    return read_trained(folder, model)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
     module = copy.deepcopy(model.module)
     _check_head(module, task, batches, model.ref)
     best = KeepBest(lambda trained: score_of(trained, task), every=config.evaluate_every, patience=config.patience)
-    with _frozen(module, config), _dropout(module, config.dropout):
+    with _frozen(module, config), dropout(module, config.dropout):
         result = train(
             module,
             batches,
@@ -185,11 +185,7 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
             groups=lambda trained: layer_groups(trained, config),
         )
     progress.say(f"fine-tuned in {result.seconds:.0f} s, {result.precision}: {result.why}. Validation score {best.score:.4f} at step {best.step}.")
-    hf = getattr(module, "config", None)
-    if model.architecture.kind == "huggingface" and hf is not None and task.classes:
-        hf.id2label = dict(enumerate(task.classes))
-        hf.label2id = {name: i for i, name in enumerate(task.classes)}
-    save_model(dataclasses.replace(model, module=module), empty)
+    save_model(named(dataclasses.replace(model, module=module), task), empty)
     record = {
         "config": config.model_dump(),
         "result": dataclasses.asdict(result),
@@ -201,8 +197,17 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
     (empty / "finetune.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _read(folder: Path, model: Model) -> Model:
-    """The model that `_make` wrote."""
+def named(model: Model, task: Task) -> Model:
+    """`model` whose configuration, where it is a Hugging Face one, names the task's classes."""
+    hf: Any = getattr(model.module, "config", None)
+    if model.architecture.kind == "huggingface" and hf is not None and task.classes:
+        hf.id2label = dict(enumerate(task.classes))
+        hf.label2id = {name: i for i, name in enumerate(task.classes)}
+    return model
+
+
+def read_trained(folder: Path, model: Model) -> Model:
+    """`model` with the weights that were trained and saved into `folder`."""
     if model.architecture.kind != "exported":
         return load_model(str(folder))
     from safetensors.torch import load_model as load_safetensors
@@ -250,7 +255,7 @@ def _frozen(module: nn.Module, config: FinetuneConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
+def dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
     """Set the probability of all dropout layers for a while."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)] if probability is not None else []
     before = [layer.p for layer in layers]

@@ -1,0 +1,132 @@
+"""Distillation on a task's train split, cached by content: what the planner and `lissome distill` call."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lissome.compress.distill.config import DistillTaskConfig
+from lissome.compress.distill.run import distill
+from lissome.core.cache import Cache, digest, disk_errors
+from lissome.core.errors import BadInput
+from lissome.core.model import Model
+from lissome.core.progress import Progress, Silent
+from lissome.core.task import Task
+from lissome.data import load_task
+from lissome.nn.load import load_model, save_model
+from lissome.train.batches import Batches
+from lissome.train.callbacks import KeepBest
+from lissome.train.finetune import depths, dropout, named, read_trained, score_of, with_head
+from lissome.train.loop import TrainResult
+
+VERSION = 1
+"""Part of the cache key: raise it when the same config would give other weights."""
+
+RECORD = "distill.json"
+
+
+def distil_for_task(
+    student: Model, teacher: Model, task: Task, config: DistillTaskConfig | None = None, cache: Cache | None = None, progress: Progress | None = None
+) -> Model:
+    """`student` taught by `teacher` on the task's train split, with the best weights by the task's score on validation; neither is changed.
+
+    A second call with the same models, task and config reads the result from the cache; a killed one goes on where it was.
+    """
+    config, cache, progress = config or DistillTaskConfig(), cache or Cache(), progress or Silent()
+    settings = config.model_dump(exclude={"train": {"checkpoint_every"}, "terms": {"cache_mb", "cache_hidden"}})
+    key = digest("distill", VERSION, student.fingerprint, teacher.fingerprint, task.fingerprint, settings)
+    checkpoints = cache.path("training", key)
+    folder = cache.folder("distill", key, lambda empty: _make(student, teacher, task, config, empty, checkpoints, cache, progress))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return read_trained(folder, student)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student on disk.
+
+    folder: what `lissome optimize` takes. teacher, before, score: means of the task's score on the validation split of the teacher, of the student
+    before and after. steps, seconds: of the training, over all resumptions; precision, why: what it ran in, and the reason.
+    parameters: of the student and the teacher. fingerprint: of the student.
+    """
+
+    folder: str
+    teacher: float
+    before: float
+    score: float
+    steps: int
+    seconds: float
+    precision: str
+    why: str
+    parameters: tuple[int, int]
+    fingerprint: str
+
+
+def distill_to(
+    out: Path, student: str, teacher: str, task: str, config: DistillTaskConfig | None = None, cache: Cache | None = None, progress: Progress | None = None
+) -> Distilled:
+    """Teach the model that `student` names by the one that `teacher` names, on the task that `task` names, and write it into `out`.
+
+    Raises BadInput where `out` holds something else, and what load_model, load_task and distill raise.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
+        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+    config, cache, progress = config or DistillTaskConfig(), cache or Cache(), progress or Silent()
+    guide = load_model(teacher)
+    loaded = load_task(task, guide.directory)
+    start = with_head(student, loaded, config.train.seed)
+    if start.directory is None and guide.directory is not None:
+        start = dataclasses.replace(start, directory=guide.directory)  # so that the tokenizer's files go with the student
+    taught = distil_for_task(start, guide, loaded, config, cache, progress)
+    progress.stage("score teacher and student")
+    scores = [score_of(model.module, loaded) for model in (guide, start)]
+    with disk_errors("the student", out):
+        shutil.copytree(taught.ref, out, dirs_exist_ok=True)
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    result = record["result"]
+    sizes = (_parameters(taught), _parameters(guide))
+    figures = (result["steps"], result["seconds"], result["precision"], result["why"])
+    return Distilled(str(out), scores[0], scores[1], record["score"], *figures, sizes, taught.fingerprint)
+
+
+def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig, empty: Path, checkpoints: Path, cache: Cache, progress: Progress) -> None:
+    """Distil and write the result into the folder `empty`."""
+    batches = Batches(task, "train", config.size, seed=config.train.seed)
+    held = dataclasses.replace(student, module=copy.deepcopy(student.module))
+    depth, _ = depths(held.module)
+    kept: dict[str, Any] = {}
+
+    def note(result: TrainResult, best: KeepBest | None) -> None:
+        assert best is not None
+        kept.update(result=dataclasses.asdict(result), score=best.score, scores=best.scores, best_step=best.step)
+
+    with dropout(held.module, config.dropout):
+        taught = distill(
+            held,
+            teacher,
+            config.terms,
+            batches,
+            config.train,
+            validate=lambda module: score_of(module, task),
+            evaluate_every=config.evaluate_every,
+            patience=config.patience,
+            resume=checkpoints,
+            cache=cache,
+            progress=progress,
+            frozen=(lambda name: depth[name] == 0) if config.freeze_embeddings else None,
+            done=note,
+        )
+    held.module.load_state_dict(taught.module.state_dict())  # the student itself, with its own dropout
+    result = kept["result"]
+    progress.say(f"distilled in {result['seconds']:.0f} s, {result['precision']}: {result['why']}. Validation score {kept['score']:.4f}.")
+    save_model(named(held, task), empty)
+    (empty / RECORD).write_text(json.dumps({"config": config.model_dump(mode="json"), **kept, "task": task.fingerprint}, indent=1), encoding="utf-8")
+
+
+def _parameters(model: Model) -> int:
+    return sum(p.numel() for p in model.module.parameters())
