@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lissome.nn.cnn import small_cnn
+from lissome.nn.cnn import mnist_cnn, small_cnn
 
 
 @pytest.mark.parametrize(("classes", "width", "channels", "size"), [(10, 8, 1, (8, 8)), (3, 8, 3, (5, 7)), (2, 4, 1, (4, 4))])
@@ -29,3 +29,11 @@ def test_it_learns():
         loss.backward()
         optimizer.step()
     assert loss < 0.1
+
+
+def test_the_mnist_cnn():
+    module = mnist_cnn().eval()
+    x = torch.randn(3, 1, 28, 28)
+    assert module(x).shape == (3, 10)
+    assert torch.allclose(module(x)[:1], module(x[:1]), atol=1e-5)
+    assert 400_000 < sum(p.numel() for p in module.parameters()) < 500_000
