@@ -1,0 +1,1 @@
+"""Quantisation: after training (`apply`), simulated in torch (`simulate`), and what both rest on."""

@@ -1,0 +1,200 @@
+"""Quantisation after training: from a float model and some batches to weights, precisions and scales that can be deployed."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lissome.compress.quantize.batches import forward
+from lissome.compress.quantize.calibrate import Point, calibrate, extremes
+from lissome.compress.quantize.config import QuantizeConfig
+from lissome.compress.quantize.correct import bias_of, correct_biases
+from lissome.compress.quantize.equalise import absorb_norms, folds, smooth
+from lissome.compress.quantize.sensitivity import sensitivity
+from lissome.compress.quantize.simulate import KINDS, simulate
+from lissome.compress.quantize.weights import weight_scales
+from lissome.compress.quantize.wiring import NOTHING, RELU, Node, Wiring, feeds_only, trace
+from lissome.core.errors import BadInput, BadModel, closest
+from lissome.core.model import Model
+from lissome.core.progress import Progress, Silent
+from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Quantized, Range, Scales
+from lissome.nn.load import finished
+from lissome.train.batches import Ordered, ordered
+
+
+def quantize(model: Model, config: QuantizeConfig | None = None, batches: Any = None, *, progress: Progress | None = None) -> Quantized:
+    """Choose a precision for every layer of `model` and the scales that go with it; the model given is left as it was.
+
+    batches: a list, a DataLoader or anything `Ordered`, of inputs alone or with labels; int8-static, smoothing, bias correction and adaptive layers need
+    them. Without batches, int8-dynamic and weight-only quantisation do no bias correction.
+    Raises BadInput for missing or too few batches and for layers that do not exist, BadModel for NaN and for models that cannot be traced.
+    """
+    config, progress = config or QuantizeConfig(), progress or Silent()
+    module = copy.deepcopy(model.module).eval()
+    layers = chosen_layers(module, config)
+    static = any(quant.precision == "int8-static" for quant in layers.values())
+    data = _data(config, batches, static)
+    notes: list[str] = []
+    norms: dict[str, str] = {}
+    wiring: Wiring | None = None
+    if data is not None and (static or config.smooth is not None):
+        wiring = trace(module, next(iter(data.epoch(0))))
+        norms = absorb_norms(module, wiring)
+    if data is not None and wiring is not None and config.smooth is not None:
+        notes.append(_smoothed(module, wiring, data, layers, config, config.smooth, progress))
+    quantization = Quantization(layers=layers, norms={conv: norm for conv, norm in norms.items() if conv in layers})
+    ranges: dict[Point, Range] = {}
+    if data is not None and static:
+        points = _points(module, quantization)
+        found = calibrate(module, data, points, config, progress)
+        ranges, notes = found.ranges, [*notes, *found.notes]
+        unreached = [name for name, side in points if side == "input" and (name, side) not in ranges]
+        notes += [f"{name} stays in float: no calibration example reached it" for name in unreached]
+        quantization = _without(quantization, unreached)
+    scales = _scales(module, quantization, ranges, wiring)
+    measured: Mapping[str, float] = {}
+    if config.adaptive_layers and data is not None:
+        measured = sensitivity(module, data, quantization, scales, config.sensitivity_examples, progress)
+        spared = sorted(measured, key=lambda name: -measured[name])[: config.spared(len(measured))]
+        quantization = _spared(quantization, spared, config)
+        scales = _scales(module, quantization, ranges, wiring)
+    if config.bias_correction and data is not None:
+        correct_biases(module, data, quantization, scales, progress)
+    if data is not None:
+        _check_finite(module, next(iter(data.epoch(0))), quantization, scales)
+    return Quantized(finished(module, model.architecture, model.ref, model.directory), quantization, scales, tuple(notes), measured)
+
+
+def chosen_layers(module: nn.Module, config: QuantizeConfig) -> dict[str, LayerQuant]:
+    """What each layer is to be by the config's precision and exceptions. Raises BadInput for an exception that fits no layer."""
+    weight_only = config.precision in ("w8a16", "w4a16")
+    own = LayerQuant(
+        precision=config.precision,
+        group=config.group if weight_only else None,
+        symmetric=config.symmetric or not weight_only,
+        reduce_range=config.reduce_range,
+    )
+    candidates = {name: layer for name, layer in module.named_modules() if isinstance(layer, KINDS)}
+    tied = _tied(candidates)
+    found: dict[str, LayerQuant] = {}
+    for name, layer in candidates.items():
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        if isinstance(layer, nn.Embedding):
+            quant = LayerQuant(precision="w8a16")
+        elif not isinstance(layer, nn.Linear) and (config.precision != "int8-static" or getattr(layer, "padding_mode", "zeros") != "zeros"):
+            continue
+        else:
+            quant = own
+        if weight.numel() >= config.smallest and name not in tied:
+            found[name] = quant
+    for pattern, quant in config.layers.items():
+        fitting = fnmatch.filter(candidates, pattern)
+        if not fitting:
+            near = closest(pattern, list(candidates))
+            raise BadInput(f'`layers` names "{pattern}", which no layer of the model is called.{near}', expected=", ".join(islice(candidates, 8)) + ", ...")
+        found.update(dict.fromkeys(fitting, quant))
+    return {name: quant for name, quant in found.items() if quant.precision != "fp32"}
+
+
+def _tied(candidates: Mapping[str, nn.Module]) -> set[str]:
+    """Layers whose weights belong to an earlier one too (tied embeddings): equalising or training one would change the other."""
+    first: dict[int, str] = {}
+    return {name for name, layer in candidates.items() if first.setdefault(layer.weight.data_ptr(), name) != name}  # type: ignore[operator,union-attr]
+
+
+def _data(config: QuantizeConfig, batches: Any, static: bool) -> Ordered | None:
+    if batches is not None:
+        return ordered(batches)
+    need = "int8-static" if static else "smooth" if config.smooth is not None else "adaptive_layers" if config.adaptive_layers else ""
+    if need:
+        raise BadInput(
+            f"{need} needs calibration examples, and there are none.",
+            expected="100 to 300 examples like those it will meet",
+            do="give batches (on the command line --task TASK), or take int8-dynamic, w8a16 or w4a16, which work without data",
+        )
+    return None
+
+
+def _smoothed(
+    module: nn.Module, wiring: Wiring, data: Ordered, layers: Mapping[str, LayerQuant], config: QuantizeConfig, alpha: float, progress: Progress
+) -> str:
+    """Smooth in place; a sentence on how much of it was possible."""
+    linear = [name for name in layers if isinstance(module.get_submodule(name), nn.Linear)]
+    found = list(folds(module, wiring, linear))
+    targets = [name for fold in found for name in fold.targets]
+    seen = extremes(module, data, [(name, "input") for name in targets], config.least_examples, targets, progress)
+    applied = smooth(module, next(iter(data.epoch(0))), [fold for fold in found if all(t in seen.channels for t in fold.targets)], seen.channels, alpha)
+    return f"smoothed {sum(len(fold.targets) for fold in applied)} of {len(linear)} linear layers; before the others lies nothing that could take the factors"
+
+
+def _points(module: nn.Module, quantization: Quantization) -> list[Point]:
+    """Where ranges are needed: what goes into static layers, and what comes out of convolutions."""
+    points: list[Point] = []
+    for name, quant in quantization.layers.items():
+        if quant.precision == "int8-static" and not isinstance(module.get_submodule(name), nn.Embedding):
+            points.append((name, "input"))
+            if not isinstance(module.get_submodule(name), nn.Linear):
+                points.append((quantization.output_of(name), "output"))
+    return points
+
+
+def _scales(module: nn.Module, quantization: Quantization, ranges: Mapping[Point, Range], wiring: Wiring | None) -> Scales:
+    """Scales of every integer layer. A convolution's result is rounded too, unless a rounding follows anyway."""
+    static = {name for name, quant in quantization.layers.items() if quant.precision == "int8-static"}
+
+    def rounds(node: Node) -> bool:
+        return wiring is not None and wiring.layer.get(node) in static
+
+    found: dict[str, LayerScales] = {}
+    for name, quant in quantization.layers.items():
+        layer = module.get_submodule(name)
+        if not quant.integer:
+            continue
+        scales = weight_scales(layer.weight, quant)  # type: ignore[arg-type]
+        if isinstance(layer, nn.Embedding) or quant.precision != "int8-static":
+            found[name] = scales
+            continue
+        result = quantization.output_of(name)
+        node = wiring.only_call(result) if wiring is not None else None
+        alone = isinstance(layer, nn.Linear) or (node is not None and feeds_only(node, (*RELU, *NOTHING), rounds))
+        kept = ranges[name, "input"]
+        weight = _wide_enough(scales.weight, kept, bias_of(module, quantization, name))
+        found[name] = LayerScales(weight, None, kept, None if alone else ranges[result, "output"])
+    return Scales(found)
+
+
+def _wide_enough(weight: np.ndarray, kept: Range, bias: nn.Parameter | None) -> np.ndarray:
+    """Weight scales [out] at which the bias fits 32 bits: it is stored in units of input scale times weight scale (near-dead channels only)."""
+    if bias is None:
+        return weight
+    least = bias.detach().abs().cpu().numpy() / (kept.scale * 2.0**30)
+    widened: np.ndarray = np.maximum(weight, least.astype(np.float32))
+    return widened
+
+
+def _without(quantization: Quantization, names: list[str]) -> Quantization:
+    layers = {name: quant for name, quant in quantization.layers.items() if name not in names}
+    return Quantization(layers=layers, norms={conv: norm for conv, norm in quantization.norms.items() if conv in layers})
+
+
+def _spared(quantization: Quantization, names: list[str], config: QuantizeConfig) -> Quantization:
+    if config.adaptive_precision == "fp32":
+        return _without(quantization, names)
+    bf16 = LayerQuant(precision="bf16")
+    return quantization.model_copy(update={"layers": {name: bf16 if name in names else quant for name, quant in quantization.layers.items()}})
+
+
+@torch.no_grad()
+def _check_finite(module: nn.Module, batch: Any, quantization: Quantization, scales: Scales) -> None:
+    """Raise BadModel unless the quantised model gives numbers."""
+    if not torch.isfinite(forward(simulate(module, quantization, scales).eval(), batch)).all():
+        raise BadModel(
+            "the quantised model gives NaN or infinite outputs.", do="leave its most sensitive layers in float (adaptive_layers), or try method=minmax"
+        )

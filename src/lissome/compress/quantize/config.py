@@ -1,0 +1,64 @@
+"""How to quantise, as data. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lissome.core.config import Config
+from lissome.core.quantization import LayerQuant
+
+Method = Literal["minmax", "percentile", "mse", "entropy"]
+
+
+class QuantizeConfig(Config):
+    """How to quantise a model after training.
+
+    precision: of every Linear and, when static, every convolution; "int8" means int8-static. Embedding tables become int8 with a scale per row in any
+    case; convolutions stay in float unless the precision is int8-static.
+    method: how the range of an activation is found: all that was seen; all but the outermost (`percentile`, of each side); the range with the least squared
+    error; or the one whose histogram diverges least (entropy, Migacz 2017).
+    bias_correction: shift each bias by the mean error that rounding causes on the calibration data (Nagel et al. 2019, section 4.2).
+    smooth: move the size of activations into the weights where that is exact, 0 to 1 (SmoothQuant's alpha, Xiao et al. 2022); None: not at all.
+    group, symmetric: of weight-only layers, see LayerQuant. reduce_range: 7-bit weights, for CPUs whose int8 products saturate.
+    layers: exceptions by layer name; a name with * or ? is a pattern, and the last that fits counts.
+    adaptive_layers: how many of the most sensitive layers are spared: a share below 1, or a number. adaptive_precision: what they are left in.
+    sensitivity_examples: calibration examples on which that sensitivity is taken.
+    smallest: layers with fewer weights stay in float: they cost nothing. least_examples: fewer calibration examples than this are refused.
+    """
+
+    precision: Literal["int8-static", "int8-dynamic", "w8a16", "w4a16"] = "int8-static"
+    method: Method = "mse"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    bias_correction: bool = True
+    smooth: float | None = Field(default=None, ge=0, le=1)
+    group: Literal[16, 32, 64, 128, 256] | None = 32
+    symmetric: bool = True
+    reduce_range: bool = False
+    layers: Mapping[str, LayerQuant] = {}
+    adaptive_layers: float = Field(default=0, ge=0)
+    adaptive_precision: Literal["bf16", "fp32"] = "bf16"
+    sensitivity_examples: int = Field(default=64, ge=1)
+    smallest: int = Field(default=1024, ge=1)
+    least_examples: int = Field(default=8, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _int8(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("precision") == "int8":
+            return {**values, "precision": "int8-static"}
+        return values
+
+    @model_validator(mode="after")
+    def _whole(self) -> QuantizeConfig:
+        if self.adaptive_layers > 1 and self.adaptive_layers != int(self.adaptive_layers):
+            raise ValueError("adaptive_layers is a share below 1 or a whole number of layers")
+        return self
+
+    def spared(self, layers: int) -> int:
+        """How many of `layers` layers are spared."""
+        import math
+
+        return min(layers, math.ceil(self.adaptive_layers * layers) if self.adaptive_layers < 1 else int(self.adaptive_layers))
