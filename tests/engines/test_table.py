@@ -6,7 +6,7 @@ import pytest
 
 from lissome.core.errors import MissingExtra
 from lissome.engines import openvino, ort, torch_compiled, torch_eager
-from lissome.engines.table import ENGINES, PRECISIONS, Load, engine, has_bf16, load
+from lissome.engines.table import ENGINES, MIXED, PRECISIONS, Load, engine, has_bf16, load
 
 WITH, WITHOUT = ("AVX2", "AVX512-VNNI", "AVX512-BF16"), ("AVX2", "AVX512-VNNI")
 
@@ -35,7 +35,7 @@ def test_not_installed_names_its_extra(monkeypatch, module, package, extra):
 def test_openvino_without_nncf(monkeypatch):
     monkeypatch.setattr(openvino, "installed", absent("nncf"))
     support = openvino.support(WITH)
-    assert support.precisions == ("fp32", "bf16")
+    assert support.precisions == ("fp32", "bf16", MIXED)
     assert support.missing["int8-static"] == 'needs NNCF; pip install "lissome[openvino]"'
 
 
@@ -57,7 +57,7 @@ def test_bf16_instructions(isa, expected):
 
 def test_onnxruntime():
     support = ort.support(WITH)
-    assert support.precisions == ("fp32", "int8-dynamic", "int8-static")
+    assert support.precisions == ("fp32", "int8-dynamic", "int8-static", MIXED)
     assert "bf16" in support.missing
 
 
@@ -100,4 +100,4 @@ def test_loading_without_the_engine(forms, monkeypatch, name, package, extra):
 def test_precisions_are_those_of_the_manifest():
     from lissome.core.manifest import Precision
 
-    assert Precision.__args__ == PRECISIONS
+    assert Precision.__args__ == (*PRECISIONS, MIXED)

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: fp32, bf16 where the CPU has it, and int8 from NNCF calibration."""
+"""OpenVINO on the CPU: fp32, bf16 where the CPU has it, int8 from NNCF calibration, and a precision per layer from our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lissome.engines.table import Load, Support, has_bf16
+from lissome.engines.table import MIXED, Load, Support, has_bf16
 from lissome.export.telemetry import silence_telemetry
 from lissome.machine.versions import installed
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def support(isa: Sequence[str]) -> Support:
-    """fp32; bf16 as the CPU has it; int8-static with NNCF installed."""
+    """fp32; bf16 as the CPU has it; int8-static with NNCF installed; a precision per layer."""
     version = installed("openvino") if installed("onnx") and installed("onnxscript") else None
     if version is None:
         return Support("openvino", None, "openvino", (), {"*": 'not installed; pip install "lissome[openvino,onnx]"'})
@@ -30,7 +30,7 @@ def support(isa: Sequence[str]) -> Support:
         precisions.append("int8-static")
     else:
         missing["int8-static"] = 'needs NNCF; pip install "lissome[openvino]"'
-    return Support("openvino", version, "openvino", tuple(precisions), missing)
+    return Support("openvino", version, "openvino", (*precisions, MIXED), missing)
 
 
 def load(form: Path, how: Load) -> OpenVinoSession:
@@ -50,13 +50,15 @@ class OpenVinoSession:
         model = core.read_model(str(form / described["file"]))
         if how.shapes:
             model.reshape({name: list(shape) for name, shape in how.shapes.items() if name in described["inputs"]})
-            if how.precision == "int8-static" and _wrong_when_static(model):
+            if how.precision in ("int8-static", MIXED) and _wrong_when_static(model):
                 model = core.read_model(str(form / described["file"]))  # with free shapes it computes what it should
         self.probed: dict[str, int] = {}
         if how.probes:
             self.probed = _add_outputs(model, described.get("layers", {}))
         self.hint = "bf16" if how.precision == "bf16" else "f32"
         config = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": how.threads, "NUM_STREAMS": 1}
+        if how.precision == MIXED:
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # else activations of weight-only layers are rounded to 8 bits, which nobody asked for
         self.compiled = core.compile_model(model, "CPU", config)
         self.request = self.compiled.create_infer_request()
         self.names = [name for name in described["inputs"] if any(name in port.get_names() for port in self.compiled.inputs)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lissome.engines.table import Load, Support
+from lissome.engines.table import MIXED, Load, Support
 from lissome.machine.versions import installed
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def support(isa: Sequence[str]) -> Support:
-    """fp32 and both int8 forms; ONNX Runtime's CPU kernels have no bf16 for whole models."""
+    """fp32, both int8 forms and a precision per layer; ONNX Runtime's CPU kernels have no bf16 for whole models."""
     version = installed("onnxruntime") if installed("onnx") and installed("onnxscript") else None
     if version is None:
         return Support("onnxruntime", None, "onnx", (), {"*": 'not installed; pip install "lissome[onnx]"'})
     return Support(
-        "onnxruntime", version, "onnx", ("fp32", "int8-dynamic", "int8-static"), {"bf16": "ONNX Runtime's CPU kernels do not run whole models in bf16"}
+        "onnxruntime", version, "onnx", ("fp32", "int8-dynamic", "int8-static", MIXED), {"bf16": "ONNX Runtime's CPU kernels do not run whole models in bf16"}
     )
 
 

@@ -25,6 +25,9 @@ ENGINES: dict[str, str] = {
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 """The extra that brings an engine; torch is always there."""
 PRECISIONS = ("fp32", "bf16", "int8-dynamic", "int8-static")
+"""What an engine makes of a whole model by itself."""
+MIXED = "mixed"
+"""The precision of forms with a precision per layer: they are built from a quantised model, so no engine can be asked for one by name."""
 
 
 class Session(Protocol):

@@ -6,7 +6,9 @@ Forms are cached by content: the same model, engine, precision and calibration d
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lissome.core.cache import Cache, digest
 from lissome.core.errors import BadInput
 from lissome.core.model import Model
+from lissome.core.quantization import Quantized
 from lissome.machine.versions import versions
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ FORMS = {
     "openvino": ("fp32", "bf16", "int8-static"),
 }
 """Precisions that can be built for each engine; which of them run here is the engine's to say."""
+MIXED = {"onnxruntime": ("bf16", "int8-dynamic", "int8-static", "w8a16", "w4a16"), "openvino": ("bf16", "int8-static", "w8a16", "w4a16")}
+"""Engines that take a precision per layer, and which."""
 STATIC = ("int8-static",)
 NOT_WEIGHTS = ("form.json", "architecture.json")
 
@@ -66,8 +71,13 @@ class Recipe:
         return found
 
 
-def build_form(recipe: Recipe, engine: str, precision: str, cache: Cache) -> Path:
-    """The folder of the form, made now or found in the cache. Raises what the exporter raises."""
+def build_form(recipe: Recipe, engine: str, precision: str, cache: Cache, *, quantized: Quantized | None = None) -> Path:
+    """The folder of the form, made now or found in the cache. Raises what the exporter raises.
+
+    quantized: what a "mixed" form is made from; its own model's weights count then, and the recipe's model is the original they came from.
+    """
+    if precision == "mixed":
+        return _mixed_form(recipe, engine, cache, quantized)
     key = form_key(recipe, engine, precision)
     return cache.folder("forms", key, lambda folder: _build(recipe, engine, precision, folder, cache))
 
@@ -78,6 +88,34 @@ def form_key(recipe: Recipe, engine: str, precision: str) -> str:
     data = recipe.calibration_key if precision in STATIC else ""
     relevant = {k: v for k, v in versions().items() if k in ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf")}
     return digest("form-3", recipe.model.fingerprint, recipe.traced, family, precision, data, recipe.reduce_range, relevant)
+
+
+def _mixed_form(recipe: Recipe, engine: str, cache: Cache, quantized: Quantized | None) -> Path:
+    """A form with a precision per layer. Raises BadInput where the engine does not take one of them."""
+    if quantized is None:
+        raise BadInput("a mixed form is made from a quantised model, and none was given.", do="quantize the model first, and pass the result as `quantized`")
+    known = MIXED.get(engine, ())
+    alien = next(((name, q.precision) for name, q in quantized.quantization.layers.items() if q.precision not in ("fp32", *known)), None)
+    if not known or alien:
+        what = f"takes no {alien[1]} layer, which {alien[0]} is to be" if known and alien else "takes no precision per layer"
+        raise BadInput(f"{engine} {what}.", expected=", ".join(known) or f"one of the engines {', '.join(MIXED)}")
+    own = dataclasses.replace(recipe, model=quantized.model)
+    key = digest(form_key(own, engine, "mixed"), quantized.fingerprint)
+
+    def make(folder: Path) -> None:
+        from lissome.export.qdq import write_quantized
+
+        source = build_form(own, "onnxruntime", "fp32", cache)
+        if engine == "onnxruntime":
+            write_quantized(source, folder, quantized.quantization, quantized.scales)
+            return
+        from lissome.export.quantized import to_openvino
+
+        with tempfile.TemporaryDirectory(prefix="lissome-") as temporary:
+            write_quantized(source, Path(temporary), quantized.quantization, quantized.scales)
+            to_openvino(Path(temporary), folder, half=False)
+
+    return cache.folder("forms", key, make)
 
 
 def form_bytes(form: Path) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-TOLERANCE: dict[str, float] = {"fp32": 1e-3, "bf16": 0.1, "int8-dynamic": 0.5, "int8-static": 0.5}
+TOLERANCE: dict[str, float] = {"fp32": 1e-3, "bf16": 0.1, "int8-dynamic": 0.5, "int8-static": 0.5, "mixed": 0.5}
 """Allowed relative L2 error of the outputs by precision. fp32 differs by rounding only; 16 bits keep 8 of 24 mantissa bits, which
-a dozen layers amplify to a few percent; int8 is judged by its accuracy, so its gate only catches forms that compute something else."""
+a dozen layers amplify to a few percent; int8 and mixed forms are judged by their accuracy, so their gate only catches forms that compute something else."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def chosen_layers(module: nn.Module, config: QuantizeConfig) -> dict[str, LayerQ
     tied = _tied(candidates)
     found: dict[str, LayerQuant] = {}
     for name, layer in candidates.items():
-        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        weight: torch.Tensor = layer.weight
         if isinstance(layer, nn.Embedding):
             quant = LayerQuant(precision="w8a16")
         elif not isinstance(layer, nn.Linear) and (config.precision != "int8-static" or getattr(layer, "padding_mode", "zeros") != "zeros"):
@@ -106,7 +106,7 @@ def chosen_layers(module: nn.Module, config: QuantizeConfig) -> dict[str, LayerQ
 def _tied(candidates: Mapping[str, nn.Module]) -> set[str]:
     """Layers whose weights belong to an earlier one too (tied embeddings): equalising or training one would change the other."""
     first: dict[int, str] = {}
-    return {name for name, layer in candidates.items() if first.setdefault(layer.weight.data_ptr(), name) != name}  # type: ignore[operator,union-attr]
+    return {name for name, layer in candidates.items() if first.setdefault(layer.weight.data_ptr(), name) != name}  # type: ignore[operator]
 
 
 def _data(config: QuantizeConfig, batches: Any, static: bool) -> Ordered | None:

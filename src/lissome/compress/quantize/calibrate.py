@@ -142,9 +142,9 @@ def _run(
     for point in points:
         layer = module.get_submodule(point[0])
         if point[1] == "input":
-            handles.append(layer.register_forward_pre_hook(lambda _, args, at=point: look(at, args[0])))  # type: ignore[misc]
+            handles.append(layer.register_forward_pre_hook(lambda _, args, at=point: look(at, args[0])))
         else:
-            handles.append(layer.register_forward_hook(lambda _, args, output, at=point: look(at, output)))  # type: ignore[misc]
+            handles.append(layer.register_forward_hook(lambda _, args, output, at=point: look(at, output)))
     try:
         for batch in batches.epoch(0):
             forward(module, batch)

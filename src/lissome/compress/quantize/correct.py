@@ -34,10 +34,7 @@ def correct_biases(module: nn.Module, batches: Ordered, quantization: Quantizati
         counts[name] += len(flat)
 
     progress.stage("correct biases", len(batches) or None)
-    handles = [
-        module.get_submodule(name).register_forward_hook(lambda _, args, output, name=name: compare(name, args[0], output))  # type: ignore[misc]
-        for name in biases
-    ]
+    handles = [module.get_submodule(name).register_forward_hook(lambda _, args, output, name=name: compare(name, args[0], output)) for name in biases]
     try:
         for batch in batches.epoch(0):
             forward(module, batch)
@@ -46,7 +43,7 @@ def correct_biases(module: nn.Module, batches: Ordered, quantization: Quantizati
         for handle in handles:
             handle.remove()
     for name, bias in biases.items():
-        bias -= (sums[name] / max(1, counts[name])).to(bias.dtype)
+        bias.sub_((sums[name] / max(1, counts[name])).to(bias.dtype))
     return len(biases)
 
 

@@ -35,7 +35,7 @@ def absorb_norms(module: nn.Module, wiring: Wiring) -> dict[str, str]:
             continue
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        norm.bias += factor * ((0 if layer.bias is None else layer.bias) - norm.running_mean)
+        norm.bias.add_(factor * ((0 if layer.bias is None else layer.bias) - norm.running_mean))
         layer.weight *= factor.view(-1, *[1] * (layer.weight.ndim - 1))
         if layer.bias is not None:
             layer.bias.zero_()
@@ -97,8 +97,8 @@ def smooth(module: nn.Module, batch: Any, found: Iterable[Fold], largest: Mappin
     applied = []
     before = forward(module, batch)
     for fold in found:
-        targets = [module.get_submodule(name) for name in fold.targets]
-        origin = module.get_submodule(fold.source)
+        targets: list[Any] = [module.get_submodule(name) for name in fold.targets]
+        origin: Any = module.get_submodule(fold.source)
         activations = torch.stack([largest[name] for name in fold.targets]).amax(0)
         weights = torch.stack([layer.weight.abs().amax(0) for layer in targets]).amax(0)
         factor = (activations.clamp_min(1e-5) ** alpha / weights.clamp_min(1e-5) ** (1 - alpha)).clamp(1e-4, 1e4)

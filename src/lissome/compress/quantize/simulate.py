@@ -37,6 +37,11 @@ class _Round(torch.autograd.Function):
         return gradients[0]
 
 
+def _round(x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Damp(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a constant."""
 
@@ -54,7 +59,8 @@ class _Damp(torch.autograd.Function):
 
 def rounded(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | int, low: int, high: int) -> torch.Tensor:
     """What the integers of `x` stand for: (clamp(round(x / scale) + zero, low, high) - zero) * scale; shapes broadcast."""
-    return _Round.apply(torch.clamp(x / scale, low - zero, high - zero)) * scale  # type: ignore[no-any-return]
+    floor, ceiling = torch.as_tensor(low - zero, device=x.device), torch.as_tensor(high - zero, device=x.device)
+    return _round(torch.clamp(x / scale, floor, ceiling)) * scale
 
 
 class Step(nn.Module):
@@ -71,7 +77,8 @@ class Step(nn.Module):
         if self.change is None:
             return start
         scale: torch.Tensor = start * torch.exp(self.change)
-        return _Damp.apply(scale, 1 / math.sqrt(max(1, shared_by * levels)))  # type: ignore[no-any-return]
+        damped: torch.Tensor = _Damp.apply(scale, 1 / math.sqrt(max(1, shared_by * levels)))  # type: ignore[no-untyped-call]
+        return damped
 
 
 class Rounded(nn.Module):
@@ -100,12 +107,13 @@ def rounded_dynamically(x: torch.Tensor) -> torch.Tensor:
         scale = (high - low) / ACTIVATION_HIGH
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         zero = torch.round((-low / scale).clamp(0, ACTIVATION_HIGH))
-    return _Round.apply(torch.clamp(x.float() / scale, 0 - zero, ACTIVATION_HIGH - zero)) * scale  # type: ignore[no-any-return]
+    return rounded(x.float(), scale, zero, 0, ACTIVATION_HIGH)
 
 
 class Simulated(nn.Module):
     """A layer that computes as it will when quantised. enabled: off, it is the float layer again."""
 
+    layer: Any
     zero: torch.Tensor | None
 
     def __init__(self, layer: nn.Module, quant: LayerQuant, scales: LayerScales | None, steps: _Steps):
@@ -120,16 +128,18 @@ class Simulated(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The float weights, for models that look at a layer's own."""
-        return self.layer.weight  # type: ignore[return-value]
+        found: torch.Tensor = self.layer.weight
+        return found
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The layer's bias."""
-        return self.layer.bias  # type: ignore[return-value]
+        found: torch.Tensor | None = getattr(self.layer, "bias", None)
+        return found
 
     def quantized_weight(self) -> torch.Tensor:
         """The weights as their integers stand for them, in the layer's own shape."""
-        weight: torch.Tensor = self.layer.weight  # type: ignore[assignment]
+        weight = self.weight
         if self.quant.precision == "bf16":
             return weight.bfloat16().float()
         if self.weight_step is None:
@@ -153,14 +163,16 @@ class Simulated(nn.Module):
         if isinstance(layer, nn.Linear):
             return functional.linear(x, weight, layer.bias)
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        return layer._conv_forward(x, weight, layer.bias)  # the one place where torch handles all of its padding modes
+        found: torch.Tensor = layer._conv_forward(x, weight, layer.bias)  # the one place where torch handles all of its padding modes
+        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's result."""
         if not self.enabled:
-            return self.layer(x)  # type: ignore[no-any-return]
+            plain: torch.Tensor = self.layer(x)
+            return plain
         result = self.product(x)
-        return result if self.output is None else self.output(result)  # type: ignore[no-any-return]
+        return result if self.output is None else self.output(result)
 
     def scales(self) -> LayerScales | None:
         """The scales as they are now."""
@@ -181,7 +193,7 @@ class FrozenNorm(nn.Module):
         super().__init__()
         self.norm, self.output, self.enabled = norm, output, True
         if absorbed:
-            norm.weight.requires_grad_(False)  # type: ignore[union-attr]
+            norm.weight.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrozenNorm:
         """Evaluation mode, always."""
@@ -222,8 +234,7 @@ def simulate(module: nn.Module, quantization: Quantization, scales: Scales, *, t
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
             made[id(layer)] = FrozenNorm(layer, False, None)
     for name, quant in quantization.layers.items():
-        layer = modules.get(name)  # type: ignore[assignment]
-        _check(name, layer, quant, scales)
+        layer = _checked(name, modules.get(name), quant, scales)
         kept = scales.layers.get(name)
         if kept is not None and name in quantization.norms:
             kept = LayerScales(kept.weight, kept.zero, kept.input)  # its output is the norm's
@@ -235,12 +246,13 @@ def simulate(module: nn.Module, quantization: Quantization, scales: Scales, *, t
     return made.get(id(twin), twin)
 
 
-def _check(name: str, layer: nn.Module | None, quant: LayerQuant, scales: Scales) -> None:
+def _checked(name: str, layer: nn.Module | None, quant: LayerQuant, scales: Scales) -> nn.Module:
     if not isinstance(layer, KINDS):
         what = "is not in the model" if layer is None else f"is a {type(layer).__name__}, which is not quantised"
         raise BadInput(f'the layer "{name}" {what}.', expected=", ".join(kind.__name__ for kind in KINDS), do="take its name from `named_modules()`")
     if quant.integer and name not in scales.layers:
         raise BadInput(f'the layer "{name}" is to be {quant.precision}, but has no scales.', do="quantize the model again")
+    return layer
 
 
 def stripped(twin: nn.Module) -> nn.Module:
@@ -252,7 +264,8 @@ def stripped(twin: nn.Module) -> nn.Module:
             module.set_submodule(name, getattr(layer, inner[type(layer)]))
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    return getattr(module, inner[type(module)]) if type(module) in inner else module  # type: ignore[no-any-return]
+    found: nn.Module = getattr(module, inner[type(module)]) if type(module) in inner else module
+    return found
 
 
 def current_scales(twin: nn.Module, quantization: Quantization) -> Scales:
