@@ -206,6 +206,7 @@ def test_the_command_line_is_frozen():
         "demo": ["--digits", "--json", "--out"],
         "run": ["--file", "--input", "--json"],
         "verify": ["--json", "--task"],
+        "explain-plan": ["--json"],
         "probe": ["--fresh", "--json"],
         "measure": ["--batch", "--engine", "--json", "--precision", "--rounds", "--task", "--vs"],
         "fine-tune": ["--batch", "--epochs", "--freeze-embeddings", "--json", "--lr", "--out", "--seed", "--spend", "--task"],

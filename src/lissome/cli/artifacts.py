@@ -1,4 +1,4 @@
-"""`run` and `verify`: what is done with an artifact."""
+"""`run`, `verify` and `explain-plan`: what is done with an artifact."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command."""
     app.command()(run)
     app.command()(verify)
+    app.command("explain-plan")(explain_plan)
 
 
 def run(
@@ -54,3 +55,17 @@ def verify(
         found = recheck(artifact, task, progress=progress)
     emit_json({"verdict": found.verdict, "same_machine": found.same_machine, "noise": found.noise}) if json else show(recheck_text(found))
     return 0 if found.verdict.status == "met" else 3
+
+
+def explain_plan(artifact: ArtifactArgument, json: JsonFlag = False) -> None:
+    """Say what was chosen for every part of the model, what it saved, what it cost, and what the alternatives were."""
+    from lissome.core.manifest import read_manifest
+    from lissome.report.plan import plan_table, plan_text
+
+    manifest = read_manifest(artifact)
+    if json:
+        emit_json({"plan": manifest.plan, "steps": manifest.steps, "parts": manifest.parts})
+    elif manifest.parts:
+        show(plan_text(manifest), plan_table(manifest))
+    else:
+        show(plan_text(manifest))

@@ -17,21 +17,23 @@ from lissome.core.model import Architecture
 from lissome.core.task import Padding, SplitName
 
 SCHEMA: Final = 1
-Precision = Literal["fp32", "bf16", "int8-dynamic", "int8-static"]
+Precision = Literal["fp32", "bf16", "int8-dynamic", "int8-static", "mixed"]
+"""Of a whole model, as its engine makes it; "mixed" is a precision per layer, from lissome's own quantisation."""
 
 
 class Option(Config):
-    """One way to run the whole model: engine x precision x padding."""
+    """One way to run the model: engine x precision x padding. change: what was changed in the model itself, in a few words; empty for nothing."""
 
     engine: str
     precision: Precision
     padding: Padding = "longest"
+    change: str = ""
 
     @property
     def name(self) -> str:
         """Short unique name, as shown in tables: "openvino int8-static, padded to 16"."""
         tail = {"longest": "", "multiple-of-16": ", padded to 16", "fixed": ", fixed length"}[self.padding]
-        return f"{self.engine} {self.precision}{tail}"
+        return f"{self.engine} {self.precision}{tail}" + (f", {self.change}" if self.change else "")
 
 
 class Tried(Config):
@@ -53,6 +55,31 @@ class Tried(Config):
     def figure(self, name: str) -> Measurement | None:
         """The figure of that name, if taken."""
         return next((f for f in self.figures if f.name == name), None)
+
+
+class PartOption(Config):
+    """One thing that can be done to a part of the model, by itself.
+
+    loss: how far the model's outputs then lie from the original's on the hardest validation examples (mean KL divergence in nats for classes).
+    saves: milliseconds a call, measured on the target engine with the whole model; negative where it costs time.
+    """
+
+    name: str
+    loss: Measurement
+    saves: Measurement
+
+
+class PartChoice(Config):
+    """What the plan does to one part of the model, among what it could have done. chosen: the name of one of `options`."""
+
+    part: str
+    chosen: str
+    options: tuple[PartOption, ...]
+
+    @property
+    def taken(self) -> PartOption:
+        """The chosen option."""
+        return next(option for option in self.options if option.name == self.chosen)
 
 
 class MachineInfo(Config):
@@ -92,6 +119,7 @@ class Manifest(Config):
 
     accuracy: score of original and chosen on the test split, and the certified drop. tried: every option, the original first.
     seen: how often this test split has been used for a verdict on this model, this time included.
+    parts: the plan part by part, where it is not the same for the whole model. steps: what was done in turn, with the minutes it took.
     files: relative path -> sha256 of everything beside the manifest, the report apart.
     """
 
@@ -108,6 +136,8 @@ class Manifest(Config):
     chosen_score: Measurement | None = None
     drop: Measurement | None = None
     tried: tuple[Tried, ...]
+    parts: tuple[PartChoice, ...] = ()
+    steps: tuple[str, ...] = ()
     seen: int = 1
     seed: int = 0
     spent_seconds: float = 0.0

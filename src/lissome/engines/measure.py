@@ -41,7 +41,10 @@ SKIP = 3
 
 @dataclass(frozen=True)
 class Subject:
-    """One form to measure. shapes: fixed input shapes, or None. batches: what every call sees, in order. size: bytes on disk."""
+    """One form to measure. shapes: fixed input shapes, or None. batches: what every call sees, in order. size: bytes on disk.
+
+    expected: what it should compute on them, one after another; by default what the first subject of the run computes.
+    """
 
     name: str
     engine: str
@@ -50,6 +53,7 @@ class Subject:
     batches: Batches
     size: int
     shapes: Mapping[str, Sequence[int]] | None = None
+    expected: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Result:
     """What a measured subject gave. rounds: one p50 and one throughput a round; calls: milliseconds of every call, by round.
 
     failed: the engine's reason, or None. crowded: failed only because --ram does not hold it beside the others.
-    departure: relative distance of its outputs on the timed batches to the first subject's, which the parity gate judges.
+    departure: relative distance of its outputs on the timed batches to what it should compute, which the parity gate judges.
     """
 
     subject: Subject
@@ -205,14 +209,15 @@ def _start(process: Process, result: Result, batches: Path, machine: str) -> boo
 
 
 def _depart(results: Sequence[Result], folder: Path) -> None:
-    """Compare the outputs of the warming pass, which all subjects ran on the same examples, with the first subject's."""
+    """Compare the outputs of the warming pass, which all subjects ran on the same examples, with what they should be."""
     import numpy as np
 
     if not results or results[0].failed is not None:
         return
-    expected = np.load(folder / "0.npy", allow_pickle=False)
+    first = np.load(folder / "0.npy", allow_pickle=False)
     for i, result in enumerate(results):
         if result.failed is None:
+            expected = first if result.subject.expected is None else result.subject.expected
             result.departure = relative_error(expected, np.load(folder / f"{i}.npy", allow_pickle=False))
 
 

@@ -2,6 +2,7 @@
 
 manifest.json     everything lissome knows about it
 model/            the original: architecture and weights (safetensors), tokenizer
+changed/          the model that runs, where it is a changed copy of the original: the same files
 engine/           the form that runs, with form.json
 inputs/           how raw inputs become batches
 evidence.npz      per-example test scores of original and chosen
@@ -58,6 +59,8 @@ def write_artifact(bench: Bench, chosen: Row, manifest: Manifest, out: Path | No
             _note_shapes(bench, chosen, working / "engine" / "form.json")
             if bench.model.architecture.kind != "exported":
                 save_model(bench.model, working / "model")
+                if chosen.variant:
+                    save_model(chosen.variant.bench.model, working / "changed")
             (working / "inputs").mkdir()
             save_inputs(bench.task, working / "inputs")
             np.savez(working / "evidence.npz", **_evidence(bench, chosen))
@@ -90,5 +93,5 @@ def _evidence(bench: Bench, chosen: Row) -> dict[str, Any]:
     original = original_form(bench)
     return {
         "original": bench.task.score(outputs(bench, ORIGINAL, original, "test"), targets),
-        "chosen": bench.task.score(outputs(bench, chosen.option, chosen.form, "test", as_deployed=True), targets),  # type: ignore[arg-type]
+        "chosen": bench.task.score(outputs(chosen.home(bench), chosen.option, chosen.form, "test", as_deployed=True), targets),  # type: ignore[arg-type]
     }

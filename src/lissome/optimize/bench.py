@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,20 @@ class Bench:
         """Cache key of something learned about an option on this machine."""
         form = form_key(self.recipe, option.engine, option.precision)
         return digest("row-1", form, option.engine, option.precision, self.machine.fingerprint, versions(), *parts)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed copy of the model. bench: the same bench with that copy on it. change: what was done to it, in a few words that no other variant has."""
+
+    bench: Bench
+    change: str
+
+
+def vary(bench: Bench, model: Model, change: str) -> Variant:
+    """A changed copy of the bench's model as a variant."""
+    recipe = recipe_of(model, bench.task, bench.machine, dict(bench.recipe.example))
+    return Variant(replace(bench, model=model, recipe=recipe), change)
 
 
 def make_bench(model: Model, task: Task, contract: Contract, machine: MachineInfo, cache: Cache, progress: Progress, seed: int = 0) -> Bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ from lissome.export.forms import build_form, form_bytes
 from lissome.export.parity import TOLERANCE, Parity, compare, first_departure
 from lissome.machine.memory import current_rss
 from lissome.optimize.batches import timing_batches
-from lissome.optimize.bench import Bench, judged, original_form, outputs
+from lissome.optimize.bench import Bench, Variant, judged, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
 ROUNDS = 9
 COMPILE_S = 60.0
@@ -36,7 +37,7 @@ class Row:
 
     scores: per-example scores on the validation split, in the order of `judging_order`; a first part of it until the row is worth all of them.
     trouble: why it is out, or None; skipped: out before it was tried. keepable: whether an artifact can hold it.
-    original: the original's result of the same interleaved run.
+    original: the original's result of the same interleaved run. variant: the changed copy of the model that this row runs; None for the model itself.
     """
 
     option: Option
@@ -51,6 +52,11 @@ class Row:
     keepable: bool = True
     noise: str = ""
     notes: list[str] = field(default_factory=list)
+    variant: Variant | None = None
+
+    def home(self, bench: Bench) -> Bench:
+        """The bench with the model that this row runs."""
+        return self.variant.bench if self.variant else bench
 
     @property
     def usable(self) -> bool:
@@ -80,9 +86,23 @@ def build_rows(bench: Bench, options: Sequence[Option], passed_over: Collection[
     return rows
 
 
-def _candidate(bench: Bench, option: Option, reference: np.ndarray) -> Row:
+def build_variant(variant: Variant, options: Sequence[Option]) -> list[Row]:
+    """Build, gate and score a changed copy of the model under every option. The gate compares with the copy itself, run by torch in float32."""
+    bench = variant.bench
+    bench.progress.stage(f"building and scoring {variant.change}", len(options) + 1)
+    reference = outputs(bench, ORIGINAL, original_form(bench), "validation", count=_screened(bench))
+    bench.progress.step(note=variant.change)
+    rows = []
+    for option in options:
+        rows.append(_candidate(bench, option.model_copy(update={"change": variant.change}), reference, variant))
+        bench.progress.step(note=option.name)
+    return rows
+
+
+def _candidate(bench: Bench, option: Option, reference: np.ndarray, variant: Variant | None = None) -> Row:
     try:
         row = _built(bench, option)
+        row.variant = variant
         found = outputs(bench, option, _form(row), "validation", count=_screened(bench))
     except EngineFailed as error:
         return Row(option, trouble=f"the engine failed: {error.what}")
@@ -125,7 +145,7 @@ def _screened(bench: Bench) -> int | None:
 def score_fully(bench: Bench, row: Row) -> None:
     """Score a screened row on the whole validation split."""
     try:
-        row.scores = _scores(bench, outputs(bench, row.option, _form(row), "validation"))
+        row.scores = _scores(bench, outputs(row.home(bench), row.option, _form(row), "validation"))
     except EngineFailed as error:
         row.trouble = f"the engine failed: {error.what}"
 
@@ -190,7 +210,20 @@ def subject(bench: Bench, row: Row, *, final: bool = False) -> Subject:
     """A row as a subject of measurement. final: on other and more examples than those the choice was made with."""
     option = row.option
     batches = timing_batches(bench.task, bench.contract.batch, option.padding, bench.seed + final, calls=2 if final else 1)
-    return Subject(option.name, option.engine, option.precision, _form(row), batches, row.size, bench.shapes(option))
+    expected = None if row.variant is None else computed(row.variant.bench.model.module, batches)
+    return Subject(option.name, option.engine, option.precision, _form(row), batches, row.size, bench.shapes(option), expected)
+
+
+def computed(module: nn.Module, batches: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """What a module in memory computes on batches, one after another [n, ...], in float32."""
+    import numpy as np
+    import torch
+
+    from lissome.nn.call import call
+
+    with torch.inference_mode():
+        found = [call(module, {name: torch.from_numpy(array) for name, array in batch.items()}).float().numpy() for batch in batches]
+    return np.concatenate(found)
 
 
 def free_ram(bench: Bench) -> float | None:
@@ -202,7 +235,7 @@ def free_ram(bench: Bench) -> float | None:
 
 def _cached_run(bench: Bench, rows: Sequence[Row]) -> tuple[list[Result], str]:
     subjects = [subject(bench, row) for row in rows]
-    keys = [bench.key(row.option, row.option.padding) for row in rows]
+    keys = [row.home(bench).key(row.option, row.option.padding) for row in rows]
     key = digest("run-3", keys, bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, ROUNDS, bench.seed)
     stored: dict[str, Any] | None = bench.cache.get("timings", key)
     if stored is None:

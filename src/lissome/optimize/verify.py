@@ -95,13 +95,14 @@ def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = Fals
     assert original.form is not None and chosen.form is not None
     before = bench.task.score(outputs(bench, ORIGINAL, original.form, "test"), split.targets)
     bench.progress.step()
-    after = bench.task.score(outputs(bench, chosen.option, chosen.form, "test", as_deployed=True, anew=anew), split.targets)
+    after = bench.task.score(outputs(chosen.home(bench), chosen.option, chosen.form, "test", as_deployed=True, anew=anew), split.targets)
     bench.progress.step()
     limit = bench.contract.limit("max_drop")
     margin = limit.bound / 100 if limit else 0.01  # without a limit the test only describes
     relative = bool(limit and limit.relative)
     if seen is None:
-        seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, chosen.option.name)
+        name = chosen.option.name + (f" ({chosen.variant.bench.model.fingerprint})" if chosen.variant else "")
+        seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, name)
     level = 1 - (1 - bench.contract.level) / seen  # Bonferroni: each further plan judged by this split has to clear a higher bar
     drop = certify_drop(before, after, margin, level, bench.task.exact, bench.seed, relative)
     machine = bench.machine.fingerprint

@@ -53,6 +53,11 @@ def recheck_text(found: Rechecked, width: int = WIDTH) -> str:
     made = found.manifest.machine.cpu
     where = "the machine it was made on" if found.same_machine else f"another machine than the one it was made on ({made})"
     lines += [("Machine", f"measured again on {where}"), *([("Noise", found.noise)] if found.noise else [])]
+    return sentences(lines, width)
+
+
+def sentences(lines: Sequence[tuple[str, str]], width: int = WIDTH) -> str:
+    """A word and a sentence a line, in two columns."""
     return "\n".join(_aligned(lines, width)[0])
 
 
@@ -77,7 +82,7 @@ def _wrapped(word: str, sentence: str, margin: int, width: int) -> str:
     return textwrap.fill(sentence, width, initial_indent=word.ljust(margin), subsequent_indent=" " * margin, break_long_words=False, break_on_hyphens=False)
 
 
-def _table(headers: Sequence[tuple[str, str]], wide: int | None = None) -> Table:
+def columns(headers: Sequence[tuple[str, str]], wide: int | None = None) -> Table:
     """A table without lines: (heading, justification) per column. wide: the index of the one column that may wrap, else none may."""
     from rich.table import Table
 
@@ -87,7 +92,7 @@ def _table(headers: Sequence[tuple[str, str]], wide: int | None = None) -> Table
     return table
 
 
-def _plain(text: str) -> str:
+def plain_cell(text: str) -> str:
     """Text that rich must not read as markup."""
     from rich.markup import escape
 
@@ -96,10 +101,10 @@ def _plain(text: str) -> str:
 
 def before_after_table(manifest: Manifest) -> Table:
     """Original against the plan: every quantity with its interval and the change in words."""
-    table = _table([("", "left"), ("original", "left"), (plan_word(manifest), "left"), ("change", "left")])
+    table = columns([("", "left"), ("original", "left"), (plan_word(manifest), "left"), ("change", "left")])
     for change in changes(manifest):
         row = (change.label.replace(", test split", ""), figures.full(change.before), figures.full(change.after), change.note)
-        table.add_row(*map(_plain, row))
+        table.add_row(*map(plain_cell, row))
     return table
 
 
@@ -108,12 +113,12 @@ def options_table(manifest: Manifest) -> Group:
     from rich.console import Group, RenderableType
     from rich.text import Text
 
-    table = _table([("option", "left"), ("p50 ms", "right"), ("MB", "right"), ("drop pt", "right"), ("why", "left")], wide=4)
+    table = columns([("option", "left"), ("p50 ms", "right"), ("MB", "right"), ("drop pt", "right"), ("why", "left")], wide=4)
     below = _facts()
     for group in figures.OPTION_GROUPS:
         rows = [row for row in manifest.tried if figures.group(row, manifest) == group]
         for row in rows if group in ("failed", "skipped") else []:
-            below.add_row(group, _plain(f"{row.option.name}: {row.why}"))
+            below.add_row(group, plain_cell(f"{row.option.name}: {row.why}"))
         if not rows or group in ("failed", "skipped"):
             continue
         heading = plan_word(manifest) if group == "chosen" else group
@@ -126,7 +131,7 @@ def options_table(manifest: Manifest) -> Group:
                 figures.number(size.value if size else None),
                 "0" if row.outcome == "original" else figures.number(row.drop.value if row.drop else None, 2),
             )
-            table.add_row(*map(_plain, cells), Text(row.why, no_wrap=True, overflow="ellipsis"), style="bold" if group == "chosen" else None)
+            table.add_row(*map(plain_cell, cells), Text(row.why, no_wrap=True, overflow="ellipsis"), style="bold" if group == "chosen" else None)
     parts: list[RenderableType] = [table, Text(""), below] if below.row_count else [table]
     return Group(*parts)
 
@@ -141,10 +146,10 @@ def measured_tables(found: Measured) -> list[Any]:
 
 def measurements_table(rows: Iterable[Measurement]) -> Table:
     """Measurements one a line: name, figure with unit, interval, n, how it was got."""
-    table = _table([("", "left"), ("value", "right"), ("interval", "left"), ("n", "right"), ("method", "left")])
+    table = columns([("", "left"), ("value", "right"), ("interval", "left"), ("n", "right"), ("method", "left")])
     for row in rows:
         cells = (figures.quantity(row.name).label, figures.value(row).replace(" (estimated)", ""), figures.interval(row), f"{row.n:,}", row.method)
-        table.add_row(*map(_plain, cells))
+        table.add_row(*map(plain_cell, cells))
     return table
 
 
@@ -166,9 +171,9 @@ def cache_table(root: Path, entries: Sequence[Entry]) -> Group:
     kinds: dict[str, list[int]] = {}
     for entry in entries:
         kinds.setdefault(entry.kind, []).append(entry.bytes)
-    table = _table([("kind", "left"), ("entries", "right"), ("MB", "right")])
+    table = columns([("kind", "left"), ("entries", "right"), ("MB", "right")])
     for kind, sizes in sorted(kinds.items(), key=lambda item: -sum(item[1])):
-        table.add_row(_plain(kind), f"{len(sizes):,}", f"{sum(sizes) / 1e6:,.1f}")
+        table.add_row(plain_cell(kind), f"{len(sizes):,}", f"{sum(sizes) / 1e6:,.1f}")
     total = f"{len(entries):,} entries, {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB"
     facts = _facts(("folder", str(root)), ("holds", total if entries else "nothing"))
     return Group(facts, "", table) if entries else Group(facts)
@@ -190,16 +195,16 @@ def probe_table(probe: Probe) -> Group:
         *(("missing", f"{package}: {fix}") for package, fix in probe.missing.items()),
         ("fingerprint", machine.fingerprint),
     )
-    peaks = _table([("peak", "left"), ("threads", "right"), ("measured", "right"), ("interval", "left"), ("what ran", "left")], wide=4)
+    peaks = columns([("peak", "left"), ("threads", "right"), ("measured", "right"), ("interval", "left"), ("what ran", "left")], wide=4)
     for peak in probe.peaks.entries:
-        peaks.add_row(*map(_plain, (peak.kind, str(peak.threads), *_peak_cells(peak))))
+        peaks.add_row(*map(plain_cell, (peak.kind, str(peak.threads), *_peak_cells(peak))))
     parts: list[RenderableType] = [facts, "", peaks]
     if probe.layers.timings:
-        layers = _table([("engine", "left"), ("precision", "left"), ("shape", "left"), ("per pass", "right"), ("over torch", "right")])
+        layers = columns([("engine", "left"), ("precision", "left"), ("shape", "left"), ("per pass", "right"), ("over torch", "right")])
         for timing in probe.layers.timings:
             over = f"{figures.number(timing.over_torch.value)}x" if timing.over_torch else figures.DASH
-            layers.add_row(*map(_plain, (timing.engine, timing.precision, timing.shape, figures.value(timing.time), over)))
-        parts += ["", _plain(probe.layers.what), layers]
+            layers.add_row(*map(plain_cell, (timing.engine, timing.precision, timing.shape, figures.value(timing.time), over)))
+        parts += ["", plain_cell(probe.layers.what), layers]
     left_out = [("left out", f"{name}: {why}") for name, why in probe.layers.skipped.items()]
     parts += ["", _facts(*left_out, *(("-", text) for text in probe.sentences))]
     return Group(*parts)
@@ -214,10 +219,10 @@ def _peak_cells(peak: Peak) -> tuple[str, str, str]:
 
 def _facts(*pairs: tuple[str, str]) -> Table:
     """Two columns: a word, and text that wraps in its own column."""
-    table = _table([("", "left"), ("", "left")], wide=1)
+    table = columns([("", "left"), ("", "left")], wide=1)
     table.show_header = False
     for word, text in pairs:
-        table.add_row(word, _plain(text), style=None)
+        table.add_row(word, plain_cell(text), style=None)
     return table
 
 
@@ -226,7 +231,7 @@ def task_report_table(report: TaskReport) -> Group:
     from rich.console import Group
 
     few = report.classes if len(report.classes) <= 5 else ()
-    splits = _table([("split", "left"), ("examples", "right"), ("repeated", "right"), *((_plain(name), "right") for name in few)])
+    splits = columns([("split", "left"), ("examples", "right"), ("repeated", "right"), *((plain_cell(name), "right") for name in few)])
     for name, size in report.sizes.items():
         shares = [_share(report.balance.get(name, {}).get(label, 0), size) for label in few]
         splits.add_row(name, f"{size:,}", f"{report.repeated.get(name, 0):,}", *shares)
