@@ -5,6 +5,7 @@ Weights come from safetensors only: a pickle can run code when it is read, so pi
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from lissome.core.model import Architecture, Model
 from lissome.core.trust import check_target, name_target
 from lissome.nn.factory import call_factory, first_line, load_state
 from lissome.nn.fingerprint import check_finite, fingerprint
+from lissome.nn.resize import resize
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(@.+)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
@@ -75,9 +77,11 @@ def save_model(model: Model, folder: Path) -> list[Path]:
     with disk_errors("the model", folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "architecture.json").write_text(model.architecture.model_dump_json(indent=1), encoding="utf-8")
-        if model.architecture.kind == "huggingface":
+        if model.architecture.kind == "huggingface" and not model.architecture.resize:
             _quietly(lambda: model.module.save_pretrained(folder))  # type: ignore[operator]
         else:
+            if model.architecture.kind == "huggingface":
+                _save_config(model, folder)
             save_safetensors(model.module, str(folder / "model.safetensors"))
         for name in TOKENIZER_FILES:
             if model.directory and (model.directory / name).is_file() and model.directory.resolve() != folder.resolve():
@@ -92,7 +96,7 @@ def build(folder: Path, *, vouched: bool = False) -> nn.Module:
     """
     architecture = _read_architecture(folder)
     if architecture.kind == "huggingface":
-        return _transformers_module(folder, architecture.target, None)
+        return _pruned_transformers_module(folder, architecture) if architecture.resize else _transformers_module(folder, architecture.target, None)
     if architecture.kind == "exported":
         raise BadModel(
             f"{architecture.target} came as a module in memory, so it cannot be built again from files.",
@@ -103,6 +107,8 @@ def build(folder: Path, *, vouched: bool = False) -> nn.Module:
         check_target(architecture.target, str(folder / "architecture.json"), BadModel)
     made = call_factory(architecture.target, architecture.config)
     module = made.module if isinstance(made, Model) else made
+    if architecture.resize:
+        resize(module, architecture.resize)
     load_state(module, folder / "model.safetensors", architecture.target)
     return module.eval()
 
@@ -114,8 +120,13 @@ def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
         path = path / "model"
     if (path / "architecture.json").is_file():
         architecture = _read_architecture(path)
+        if architecture.resize and classes is not None:
+            raise BadModel("a pruned model keeps the head it has.", where=str(path), do="fine-tune the head first, then prune")
         if architecture.kind != "huggingface":
             return finished(build(path), architecture, ref, path)
+        if architecture.resize:
+            module = build(path)
+            return finished(module, architecture.model_copy(update={"config": _config(module)}), ref, path)
     if not (path / "config.json").is_file():
         raise BadModel("the directory has no config.json, so it is not a Hugging Face model.", where=str(path), expected=FORMS)
     _check_weights(path)
@@ -123,9 +134,14 @@ def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
     if classes is not None:
         target = re.sub(r"(LMHeadModel|Model|For\w+)$", "ForSequenceClassification", target)
     module = _transformers_module(path, target, classes)
+    return finished(module, Architecture(kind="huggingface", target=target, config=_config(module)), ref, path)
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    """All of a transformers module's config."""
     config: Any = module.config
-    architecture = Architecture(kind="huggingface", target=target, config=json.loads(config.to_json_string(use_diff=False)))
-    return finished(module, architecture, ref, path)
+    whole: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return whole
 
 
 def _note_code(architecture: Architecture) -> None:
@@ -173,7 +189,7 @@ def _class_name(path: Path) -> str:
     return str(names[0])
 
 
-def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Module:
+def _transformers_class(path: Path, target: str) -> Any:
     import transformers
 
     known: Any = getattr(transformers, target, None)
@@ -183,10 +199,36 @@ def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Mod
             where=str(path / "config.json"),
             do="check `architectures` in config.json, or update transformers",
         )
+    return known
+
+
+def _save_config(model: Model, folder: Path) -> None:
+    """Write config.json as save_pretrained does; a pruned model's weights are written by name, as its shapes are not the config's."""
+    config: Any = copy.deepcopy(model.module.config)
+    config.architectures = [model.architecture.target]
+    _quietly(lambda: config.save_pretrained(folder))
+
+
+def _pruned_transformers_module(path: Path, architecture: Architecture) -> nn.Module:
+    """The class built from config.json, made as small as the plan says, with the weights from model.safetensors."""
+    known = _transformers_class(path, architecture.target)
+    assert architecture.resize
+    try:
+        module = _quietly(lambda: known(known.config_class.from_pretrained(path, local_files_only=True)))
+    except Exception as error:  # broken configs surface as whatever the model's own code meets first
+        raise BadModel(f"{architecture.target} cannot be built from config.json: {first_line(error)}", where=str(path / "config.json")) from error
+    resize(module, architecture.resize)
+    load_state(module, path / "model.safetensors", architecture.target)
+    evaluated: nn.Module = module.eval()
+    return evaluated
+
+
+def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Module:
+    known = _transformers_class(path, target)
     extra = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
     try:
-        module, loading = _quietly(lambda: known.from_pretrained(path, **options))  # type: ignore[attr-defined]
+        module, loading = _quietly(lambda: known.from_pretrained(path, **options))
     except Exception as error:  # broken configs and weights surface as whatever the model's own code meets first
         raise BadModel(
             f"the weights cannot be loaded into {target}: {first_line(error)}", where=str(path), do="check that config.json and the weights belong together"
