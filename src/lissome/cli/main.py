@@ -31,9 +31,9 @@ app = typer.Typer(
 @functools.cache
 def _register() -> None:
     """Bring the verbs in; each file holds the verbs of one concern."""
-    from lissome.cli import artifacts, cached, machines, models, optimizing, tasks
+    from lissome.cli import artifacts, cached, machines, models, optimizing, quantizing, tasks
 
-    for module in (optimizing, artifacts, machines, models, tasks, cached):
+    for module in (optimizing, artifacts, machines, models, quantizing, tasks, cached):
         module.register(app)
 
 

@@ -33,14 +33,14 @@ def fine_tune(
     from lissome.train.config import FinetuneConfig, TrainConfig
     from lissome.train.finetune import finetune_to
 
-    config = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=_seconds(spend))
+    config = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=seconds(spend))
     settings = configured(FinetuneConfig, "fine-tuning", train=config, size=size, freeze_embeddings=freeze_embeddings)
     with terminal() as progress:
         trained = finetune_to(out, model, task, settings, progress=progress)
     emit_json(trained) if json else show(f"validation score {trained.score:.4f}\nModel     {trained.folder}")
 
 
-def _seconds(spend: str | None) -> float | None:
+def seconds(spend: str | None) -> float | None:
     """`--spend` in seconds."""
     from lissome.core.contract import parse_duration
 

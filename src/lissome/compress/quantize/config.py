@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from lissome.core.config import Config
 from lissome.core.quantization import LayerQuant
+from lissome.train.config import TrainConfig
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -62,3 +63,20 @@ class QuantizeConfig(Config):
         import math
 
         return min(layers, math.ceil(self.adaptive_layers * layers) if self.adaptive_layers < 1 else int(self.adaptive_layers))
+
+
+class QatTaskConfig(Config):
+    """How to train a quantised classifier on a task.
+
+    size: examples per batch. scale_lr: learning rate of the scales' relative change; 0 leaves the scales alone.
+    teacher: share of the loss that compares with the float model's outputs; the rest compares with the labels.
+    evaluate_every: steps between looks at the validation score, None: after each epoch; the best weights are kept. patience: looks without progress
+    before it stops.
+    """
+
+    train: TrainConfig = TrainConfig(lr=2e-5)
+    size: int = Field(default=32, ge=1)
+    scale_lr: float = Field(default=1e-3, ge=0)
+    teacher: float = Field(default=0.5, ge=0, le=1)
+    evaluate_every: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
