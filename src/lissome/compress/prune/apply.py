@@ -27,6 +27,8 @@ def apply(model: Model, groups: Groups, keep: Keep) -> Model:
     groups: of this very model. keep: group -> the units that stay, in any order; groups that are not named stay whole.
     Raises BadInput for a keep that does not fit the groups, BadModel when the smaller model does not run as the original does.
     """
+    if groups.fingerprint != model.fingerprint:
+        raise BadInput("the groups are of another model, or of this one before it was changed.", where=model.ref, do="groups(model, example) finds them anew")
     kept = {name: _checked(groups[name], units) for name, units in keep.items()}
     blocks = {name: _positions(model.module, groups[name], units) for name, units in kept.items() if groups[name].kind == "blocks"}
     module = copy.deepcopy(model.module)

@@ -37,7 +37,7 @@ def groups(model: Model, example: Mapping[str, Any]) -> Groups:
         shape = tuple(call(module, inputs).shape)
     working, refused = _tried(module, inputs, units)
     total = sum(weight.numel() for weight in module.parameters())
-    return Groups((*working, *blocks), (*left, *needed, *refused), total, inputs, shape)
+    return Groups((*working, *blocks), (*left, *needed, *refused), total, model.fingerprint, inputs, shape)
 
 
 def silenced(module: nn.Module, cuts: Sequence[tuple[Group, Sequence[int]]]) -> nn.Module:

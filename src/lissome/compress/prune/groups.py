@@ -65,12 +65,14 @@ class LeftAlone:
 class Groups:
     """All that can be pruned in a model, and what cannot.
 
-    parameters: weights of the whole model. example, shape: a batch and the shape of the model's output on it, by which a pruned model is checked.
+    parameters: weights of the whole model. fingerprint: of the model. example, shape: a batch and the shape of the model's output on it, by which a
+    pruned model is checked.
     """
 
     groups: tuple[Group, ...]
     left: tuple[LeftAlone, ...]
     parameters: int
+    fingerprint: str
     example: Mapping[str, torch.Tensor] = field(repr=False)
     shape: tuple[int, ...] = field(repr=False)
 
@@ -110,8 +112,10 @@ def unit_groups(module: nn.Module, flow: Flow) -> tuple[list[Group], list[LeftAl
 
 
 class _Choice:
-    """Which parts of dimensions made of several are offered: one of each product, so that a dimension is cut in one way only.
+    """Which parts of dimensions made of several are offered: one factor of each product, so that a dimension is cut in one way only.
 
+    Attention loses whole heads, and key heads with the query heads they serve. Of other factors (a grouped convolution's groups, and the channels in
+    one) those with most units are offered, the inner ones of equals.
     named: every axis that a layer makes -> the layer's name. instead: axes that are not offered -> why.
     """
 
@@ -121,29 +125,31 @@ class _Choice:
         for one in flow.produced:
             for leaf in one.axis.leaves():
                 self.named.setdefault(leaf, one.layer)
+        rivals: dict[Axis, set[Axis]] = {}
         for axes in (*([one.axis] for one in flow.produced), *flow.weights.values()):
             for axis in axes:
-                self._choose(axis.root())
+                _collect(axis.root(), rivals)
+        order = {leaf: at for at, leaf in enumerate(rivals)}
+        offered: set[Axis] = set()
+        for leaf in sorted(rivals, key=lambda leaf: (0, 0, order[leaf]) if leaf.heads else (1, -leaf.size, -order[leaf])):
+            best = next((rival for rival in sorted(rivals[leaf], key=order.__getitem__) if rival in offered), None)
+            if best is None:
+                offered.add(leaf)
+            else:
+                self.instead[leaf] = (
+                    f"it is cut by the {best.size} groups it stands in" if order[best] < order[leaf] else f"its {best.size} parts are cut instead"
+                )
 
-    def _choose(self, axis: Axis) -> None:
-        """Keep one factor of every product within `axis` that still has several which could be cut."""
-        if axis.parts and axis.form == "product":
-            free = [part.root() for part in axis.parts if any(self._free(leaf) for leaf in part.leaves())]
-            if len(free) > 1:
-                best = self._best(free)
-                for part in free:
-                    for leaf in part.leaves() if part is not best else ():
-                        self.instead.setdefault(leaf, f"it is cut by the {best.size} groups it stands in")
-        for part in axis.parts:
-            self._choose(part.root())
 
-    def _best(self, free: list[Axis]) -> Axis:
-        """Attention loses whole heads, and key heads with the query heads they serve; all else the factor of most units, the inner one of equals."""
-        heads = [part for part in free if all(leaf.heads for leaf in part.leaves())]
-        return heads[0] if heads else max(reversed(free), key=lambda part: part.size)
-
-    def _free(self, leaf: Axis) -> bool:
-        return not leaf.reason and leaf.size > 1 and leaf not in self.instead
+def _collect(axis: Axis, rivals: dict[Axis, set[Axis]]) -> None:
+    """Note which leaves within `axis` stand in different factors of one product."""
+    if axis.parts and axis.form == "product":
+        free = [[leaf for leaf in part.leaves() if not leaf.reason and leaf.size > 1] for part in axis.parts]
+        for one in free:
+            for leaf in one:
+                rivals.setdefault(leaf, set()).update(other for others in free if others is not one for other in others if other is not leaf)
+    for part in axis.parts:
+        _collect(part.root(), rivals)
 
 
 def _members(flow: Flow, leaf: Axis) -> tuple[Member, ...]:
