@@ -31,9 +31,9 @@ app = typer.Typer(
 @functools.cache
 def _register() -> None:
     """Bring the verbs in; each file holds the verbs of one concern."""
-    from lissome.cli import artifacts, cached, machines, models, optimizing, quantizing, tasks
+    from lissome.cli import artifacts, cached, machines, models, optimizing, quantizing, tasks, training
 
-    for module in (optimizing, artifacts, machines, models, quantizing, tasks, cached):
+    for module in (optimizing, artifacts, machines, models, quantizing, training, tasks, cached):
         module.register(app)
 
 

@@ -25,16 +25,18 @@ def fine_tune(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     size: Annotated[int, typer.Option("--batch", help="Examples per step.")] = 32,
     freeze_embeddings: Annotated[bool, typer.Option(help="Leave the embeddings as they are.")] = False,
+    adaptive_precision: Annotated[bool, typer.Option(help="Move each layer among int8 (simulated), bf16 and fp32 as its gradient changes.")] = False,
     spend: Annotated[str | None, typer.Option(help='Time the training may take: "20min".')] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     json: JsonFlag = False,
 ) -> None:
     """Fine-tune MODEL on a task's train split and write a folder that `lissome optimize` takes."""
-    from lissome.train.config import FinetuneConfig, TrainConfig
+    from lissome.train.config import AdaptiveConfig, FinetuneConfig, TrainConfig
     from lissome.train.finetune import finetune_to
 
     config = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=seconds(spend))
-    settings = configured(FinetuneConfig, "fine-tuning", train=config, size=size, freeze_embeddings=freeze_embeddings)
+    adaptive = AdaptiveConfig() if adaptive_precision else None
+    settings = configured(FinetuneConfig, "fine-tuning", train=config, size=size, freeze_embeddings=freeze_embeddings, adaptive=adaptive)
     with terminal() as progress:
         trained = finetune_to(out, model, task, settings, progress=progress)
     emit_json(trained) if json else show(f"validation score {trained.score:.4f}\nModel     {trained.folder}")

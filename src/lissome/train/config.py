@@ -64,6 +64,38 @@ class TrainConfig(Config):
         return seconds >= float(self.checkpoint_every[:-1])
 
 
+class AdaptiveConfig(Config):
+    """When a layer's arithmetic changes while it trains.
+
+    window: steps whose gradients are averaged. A layer's change between two windows is |a - b| / (|a| + |b|) of the averages a and b: 0 where nothing
+    changes, 0.71 for averages of equal norm that have nothing in common, 1 for opposite ones or where one is nothing.
+    up, down: from which change on a layer wants more precision, and up to which it does with less; between them it stays.
+    patience: windows in a row that must agree. start: precision at the beginning. lowest: the least precise one allowed; "int8" is simulated: weights
+    and inputs are rounded to 8 bits, which shows what they can bear but is no faster.
+    skip: layers that always compute in fp32, as shell patterns of their names.
+    """
+
+    window: int = Field(default=10, ge=1)
+    up: float = Field(default=0.8, gt=0, le=1)
+    down: float = Field(default=0.65, ge=0, lt=1)
+    patience: int = Field(default=2, ge=1)
+    start: Literal["fp32", "bf16", "int8"] = "bf16"
+    lowest: Literal["fp32", "bf16", "int8"] = "int8"
+    skip: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _apart(self) -> AdaptiveConfig:
+        if self.down >= self.up:
+            raise ValueError(f"down ({self.down}) must be below up ({self.up}), or layers would move to and fro")
+        if LEVELS.index(self.start) < LEVELS.index(self.lowest):
+            raise ValueError(f"start ({self.start}) is below lowest ({self.lowest})")
+        return self
+
+
+LEVELS = ("int8", "bf16", "fp32")
+"""Precisions a layer may compute in, the least precise first."""
+
+
 class FinetuneConfig(Config):
     """How to fine-tune a classifier.
 
@@ -73,7 +105,7 @@ class FinetuneConfig(Config):
     freeze_embeddings, freeze_layers: what keeps its weights: everything before the first block, and the lowest blocks (which includes the embeddings).
     dropout: probability for all the module's dropout layers while it trains; None leaves them as they are.
     evaluate_every: steps between looks at the validation score; None means after each epoch. The best weights seen are kept. patience: looks
-    without progress before it stops; None means never.
+    without progress before it stops; None means never. adaptive: move each layer among precisions while it trains; everything else is float32 then.
     """
 
     train: TrainConfig = TrainConfig(lr=1e-4)
@@ -86,3 +118,4 @@ class FinetuneConfig(Config):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     evaluate_every: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    adaptive: AdaptiveConfig | None = None

@@ -25,6 +25,7 @@ from lissome.core.task import SplitName, Task
 from lissome.data import load_task
 from lissome.nn.call import call
 from lissome.nn.load import finished, load_model, save_model
+from lissome.train.adaptive import AdaptivePrecision
 from lissome.train.batches import LABELS, Batches
 from lissome.train.callbacks import KeepBest
 from lissome.train.config import FinetuneConfig
@@ -42,7 +43,8 @@ def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | No
     Raises BadModel or BadTask where head and labels do not fit, and what `train` raises.
     """
     cache, progress = cache or Cache(), progress or Silent()
-    key = digest("finetune", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude={"train": {"checkpoint_every"}}))
+    unused: dict[str, Any] = {"train": {"checkpoint_every"}} | ({} if config.adaptive else {"adaptive": True})
+    key = digest("finetune", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude=unused))
     checkpoints = cache.path("training", key)
     folder = cache.folder("finetune", key, lambda empty: _make(model, task, config, empty, checkpoints, progress))
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -174,17 +176,20 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
     _check_head(module, task, batches, model.ref)
     best = KeepBest(lambda trained: score_of(trained, task), every=config.evaluate_every, patience=config.patience)
     with _frozen(module, config), dropout(module, config.dropout):
+        adaptive = AdaptivePrecision(module, config.adaptive) if config.adaptive else None
         result = train(
             module,
             batches,
             classification_loss(config.label_smoothing),
-            config.train,
-            callbacks=[best],
+            config.train if adaptive is None else config.train.model_copy(update={"precision": "fp32"}),
+            callbacks=[adaptive, best] if adaptive else [best],
             resume=checkpoints,
             progress=progress,
             groups=lambda trained: layer_groups(trained, config),
         )
     progress.say(f"fine-tuned in {result.seconds:.0f} s, {result.precision}: {result.why}. Validation score {best.score:.4f} at step {best.step}.")
+    if adaptive:
+        progress.say(adaptive.sentence())
     save_model(named(dataclasses.replace(model, module=module), task), empty)
     record = {
         "config": config.model_dump(),
@@ -193,6 +198,7 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
         "scores": best.scores,
         "best_step": best.step,
         "task": task.fingerprint,
+        **({"adaptive": {"levels": adaptive.levels, "moves": adaptive.moves}} if adaptive else {}),
     }
     (empty / "finetune.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
