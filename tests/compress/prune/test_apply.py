@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 
 import pytest
@@ -16,16 +15,10 @@ from lissome.core.errors import BadInput
 from lissome.nn.call import call
 from lissome.nn.load import build, load_model, save_model
 from tests.compress.prune import zoo
+from tests.compress.prune.zoo import found
 
 ALL = ("cnn", *zoo.FACTORIES, *zoo.TRANSFORMERS)
 PROPERTY = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@functools.cache
-def found(name):
-    """A model and its groups; neither is ever changed."""
-    model = zoo.model(name)
-    return model, groups(model, zoo.example(name))
 
 
 def output(module, name):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional
 
+from lissome.compress.prune import Groups, groups
 from lissome.core.model import Architecture, Model
 from lissome.nn.load import as_model, finished
 from tests.nn import tiny
@@ -164,3 +167,10 @@ def example(name: str, batch: int = 2) -> dict[str, torch.Tensor]:
         return tiny.tensors(tiny.images(batch))
     side, key = (16, "pixel_values") if name == "vit" else (32, "pixel_values") if name == "resnet" else (9, "images")
     return {key: torch.randn(batch, 3, side, side)}
+
+
+@functools.cache
+def found(name: str) -> tuple[Model, Groups]:
+    """The model of that name and its groups; neither is ever changed."""
+    of = model(name)
+    return of, groups(of, example(name))

@@ -73,12 +73,12 @@ def _needed(seen: Calls, program: torch.export.ExportedProgram, name: str, keys:
         return "its output has another shape than its input"
     if at + 1 < len(keys) and not any(one[0] is made for one in seen.get(f"{name}.{keys[at + 1]}", [])):
         return "its output is not simply the next block's input"
-    return "" if _has_shortcut(program.graph, f"module.{name}.{keys[at]}" if name else f"module.{keys[at]}") else "no shortcut leads around it"
+    return "" if _has_shortcut(program, f"module.{name}.{keys[at]}" if name else f"module.{keys[at]}") else "no shortcut leads around it"
 
 
-def _has_shortcut(graph: fx.Graph, block: str) -> bool:
+def _has_shortcut(program: torch.export.ExportedProgram, block: str) -> bool:
     """Whether the input of a block reaches its output through nothing that mixes units."""
-    inside = {node for node in graph.nodes if any(entry[0] == block for entry in (node.meta.get("nn_module_stack") or {}).values())}
+    inside: set[fx.Node] = {node for node in program.graph.nodes if any(entry[0] == block for entry in (node.meta.get("nn_module_stack") or {}).values())}
     waiting = [node for node in inside if any(user not in inside for user in node.users)]
     passed = set(waiting)
     shapes = {node.meta["val"].shape for node in waiting if isinstance(node.meta.get("val"), torch.Tensor)}
@@ -87,7 +87,8 @@ def _has_shortcut(graph: fx.Graph, block: str) -> bool:
         if operation(node) in MIXING or operation(node).startswith("conv"):
             continue
         for source in node.all_input_nodes:
-            if source not in inside and source.op == "call_function" and getattr(source.meta.get("val"), "shape", None) in shapes:
+            made = source.op == "call_function" or source.name in program.graph_signature.user_inputs
+            if source not in inside and made and getattr(source.meta.get("val"), "shape", None) in shapes:
                 return True
             if source in inside and source not in passed:
                 passed.add(source)
