@@ -18,7 +18,7 @@ from lissome.compress.distill import DistillConfig, DistillTaskConfig, distil_fo
 from lissome.compress.distill.capture import attentions, blocks, evenly, listening
 from lissome.compress.distill.examples import keys_of
 from lissome.compress.distill.pupil import Pairs
-from lissome.compress.distill.store import Field, Store
+from lissome.compress.distill.store import Layout, Store
 from lissome.compress.distill.teacher import OUTPUTS, Teacher
 from lissome.compress.distill.terms import attention_logits, hidden_error, map_divergence, relation_divergence, soft_logits
 from lissome.core.cache import Cache
@@ -169,47 +169,44 @@ def test_an_example_keeps_its_key_whatever_it_is_padded_to():
 # --- the teacher's store
 
 
-FIELDS = [Field("y", "<f4", (2,), False), Field("h", "<f2", (3,), True)]
+TOKENS, ONE = Layout("<f2", (3,), True), Layout("<f4", (2,), False)
 
 
-def record(n: int, length: int) -> dict[str, np.ndarray]:
-    return {"y": np.full(2, n, np.float32), "h": np.full((length, 3), n, np.float16)}
+def states(n: int, length: int) -> np.ndarray:
+    return np.full((length, 3), n, np.float16)
 
 
-def test_records_are_read_back_by_later_processes(cache):
-    store = Store(cache, "k", 10**6)
+def test_arrays_are_read_back_by_later_processes(cache):
+    store = Store(cache, "k")
     for n in range(5):
-        assert store.put(bytes([n]) * 16, record(n, n + 1), FIELDS, n + 1)
-    assert np.array_equal(store.get(bytes([3]) * 16)["h"], record(3, 4)["h"]), "before anything was flushed"
+        assert store.put(bytes([n]) * 16, states(n, n + 1), TOKENS, n + 1)
+    assert np.array_equal(store.get(bytes([3]) * 16), states(3, 4)), "before anything was flushed"
     store.close()
-    again = Store(cache, "k", 10**6)
+    again = Store(cache, "k")
     assert len(again) == 5
-    assert again.fields == FIELDS
+    assert again.used == store.used == 15 * 6
+    assert again.layout == TOKENS
     for n in range(5):
-        assert {name: array.tolist() for name, array in again.get(bytes([n]) * 16).items()} == {k: v.tolist() for k, v in record(n, n + 1).items()}
-    assert not again.put(bytes([3]) * 16, record(3, 4), FIELDS, 4), "it is there already"
-    assert not again.put(b"x" * 16, {"y": np.zeros(5)}, [Field("y", "<f4", (5,), False)], 1), "another layout"
+        assert np.array_equal(again.get(bytes([n]) * 16), states(n, n + 1))
+    assert not again.put(bytes([3]) * 16, states(3, 4), TOKENS, 4), "it is there already"
+    assert not again.put(b"x" * 16, np.zeros(2), ONE, 1), "another layout"
+    assert again.put(b"x" * 16, states(7, 2), TOKENS, 2)
+    again.close()
+    assert len(Store(cache, "k")) == 6, "two processes, two files"
 
 
 def test_what_a_killed_process_left_half_written_is_not_seen(cache):
-    store = Store(cache, "k", 10**6)
+    store = Store(cache, "k")
     for n in range(4):
-        store.put(bytes([n]) * 16, record(n, 2), FIELDS, 2)
+        store.put(bytes([n]) * 16, states(n, 2), TOKENS, 2)
     store.close()
     data = next(store.folder.glob("*.data"))
     os.truncate(data, data.stat().st_size - 1)
-    assert len(Store(cache, "k", 10**6)) == 3
+    assert len(Store(cache, "k")) == 3
     os.truncate(data.with_suffix(".index"), 2 * 32 + 7)
-    assert len(Store(cache, "k", 10**6)) == 2
+    assert len(Store(cache, "k")) == 2
     (store.folder / "layout.json").write_text("{")
-    assert len(Store(cache, "k", 10**6)) == 0
-
-
-def test_the_store_keeps_no_more_than_its_size(cache):
-    store = Store(cache, "k", 3 * (8 + 12))
-    assert [store.put(bytes([n]) * 16, record(n, 2), FIELDS, 2) for n in range(5)] == [True, True, True, False, False]
-    store.close()
-    assert not Store(cache, "k", 3 * (8 + 12)).put(b"x" * 16, record(9, 2), FIELDS, 2)
+    assert len(Store(cache, "k")) == 0
 
 
 def test_the_teacher_runs_once_for_each_example(cache):
@@ -222,7 +219,7 @@ def test_the_teacher_runs_once_for_each_example(cache):
     for batch in batches.epoch(1):
         teacher(batch)
     assert teacher.runs == len(batches), "another order and other padding: nothing new"
-    teacher.store.close()
+    teacher.close()
     later = Teacher(guide, wanted, cache, 100, keep_all=True)
     for batch, before in zip(batches.epoch(0), said, strict=True):
         again = later(batch)
@@ -239,8 +236,20 @@ def test_without_room_the_teacher_still_teaches(cache):
     full, none = Teacher(guide, [], cache, 1e-5, False), Teacher(guide, [], cache, 0, False)
     for batch in Batches(task, "train", 16).epoch(0):
         assert torch.equal(full(batch)[OUTPUTS], none(batch)[OUTPUTS])
-    assert none.store is None
-    assert len(full.store) == 1
+    assert not none.stores
+    assert len(full.stores[OUTPUTS]) == 1
+
+
+def test_a_student_that_needs_less_reads_what_was_kept_for_another(cache):
+    task, guide = word_task(), as_model(bert(vocab_size=50))
+    more = Teacher(guide, ["bert.encoder.layer.0"], cache, 100, keep_all=True)
+    for batch in Batches(task, "train", 16).epoch(0):
+        more(batch)
+    more.close()
+    less = Teacher(guide, [], cache, 100, keep_all=False)
+    for batch in Batches(task, "train", 16).epoch(0):
+        less(batch)
+    assert less.runs == 0
 
 
 # --- distilling

@@ -83,8 +83,7 @@ def distill(
             groups=lambda one: _groups(one, training),
         )
     finally:
-        if says.store:
-            says.store.close()
+        says.close()
         set_random_state(before)
         for parameter, trained in wanted.items():
             parameter.requires_grad_(trained)
