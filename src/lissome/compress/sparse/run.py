@@ -23,6 +23,7 @@ from lissome.train.config import TrainConfig
 from lissome.train.loop import Loss, TrainResult, train
 
 SPARSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose weights may become zero."""
 
 
 @dataclass(frozen=True)
