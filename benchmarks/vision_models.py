@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from lissome.core.task import Task
 from lissome.data import fetch, load_task
 from lissome.data.sources import SOURCES, Source
 from lissome.train.config import FinetuneConfig, TrainConfig
-from lissome.train.finetune import finetune, score_of
+from lissome.train.finetune import finetune, score_of, with_head
 
 CIFAR10 = Source(
     name="cifar10",
@@ -73,8 +74,6 @@ RESNET_RECIPE = FinetuneConfig(train=TrainConfig(epochs=2, lr=1e-3, warmup=0.2, 
 
 def mnist(cache: Cache | None = None, progress: Progress | None = None, recipe: FinetuneConfig = MNIST_RECIPE) -> tuple[Model, Task]:
     """`mnist_cnn` trained on MNIST, and the task."""
-    from lissome.train.finetune import with_head
-
     cache, progress = cache or Cache(), progress or Silent()
     task = load_task(str(_task_file("mnist", MNIST_TASK, SOURCES["mnist"], _write_mnist, cache, progress)))
     return finetune(with_head("lissome.nn.cnn:mnist_cnn", task, recipe.train.seed), task, recipe, cache, progress), task
@@ -96,7 +95,7 @@ def resnet50(cache: Cache | None = None, progress: Progress | None = None, recip
     return finetune(as_model(module, "resnet50"), task, recipe, cache, progress), task
 
 
-def _task_file(name, text, source, write, cache, progress) -> Path:
+def _task_file(name: str, text: str, source: Source, write: Callable[[Path, Path], None], cache: Cache, progress: Progress) -> Path:
     """The task file `name`.yaml, with its data beside it, made in the cache the first time."""
 
     def make(into: Path) -> None:
@@ -138,7 +137,10 @@ def main() -> None:
     record = json.loads((Path(model.ref) / "finetune.json").read_text(encoding="utf-8"))
     parameters = sum(p.numel() for p in model.module.parameters())
     print(f"{given.model}: {parameters:,} parameters, {task.sizes()}")
-    print(f"trained in {record['result']['seconds']:.0f} s ({record['result']['precision']}), this call took {time.perf_counter() - begun:.0f} s, {time.process_time():.0f} s of one core")
+    result = record["result"]
+    print(
+        f"trained in {result['seconds']:.0f} s, {result['precision']}; this call took {time.perf_counter() - begun:.0f} s, {time.process_time():.0f} s of a core"
+    )
     print(f"validation {100 * record['score']:.2f} %" + (f", test {100 * score_of(model.module, task, 'test', 256):.2f} %" if given.test else ""))
     print(model.ref)
 
