@@ -38,6 +38,23 @@ class Mixed(nn.Module):
         return self.out(functional.gelu(self.head(z)))
 
 
+class Joined(nn.Module):
+    """A residual, a depthwise and a grouped convolution, and a concatenation: what torch-pruning follows too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.deep, self.depthwise, self.point = nn.Conv2d(16, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 16, 1)
+        self.into, self.grouped, self.side = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 32, 3, padding=1, groups=4), nn.Conv2d(16, 12, 1)
+        self.merge, self.head, self.out = nn.Conv2d(44, 10, 1), nn.Linear(40, 20), nn.Linear(20, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.norm(self.stem(images)))
+        x = x + self.point(functional.relu6(self.depthwise(functional.relu6(self.deep(x)))))
+        z = self.merge(torch.cat([self.grouped(self.into(x)), self.side(x)], dim=1))
+        return self.out(functional.gelu(self.head(functional.adaptive_avg_pool2d(z, 2).flatten(1))))
+
+
 class Norms(nn.Module):
     """Group and layer normalisation, a transposed convolution, a GLU, and tied weights."""
 
@@ -99,6 +116,11 @@ def made(module: nn.Module) -> nn.Module:
 def mixed() -> nn.Module:
     torch.manual_seed(0)
     return made(Mixed())
+
+
+def joined() -> nn.Module:
+    torch.manual_seed(0)
+    return made(Joined())
 
 
 def norms() -> nn.Module:
