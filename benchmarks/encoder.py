@@ -33,8 +33,8 @@ from lissome.machine.versions import versions
 from lissome.optimize.bench import Bench, make_bench
 from lissome.optimize.demo import sentiment
 from lissome.optimize.describe import drop_on_validation
-from lissome.optimize.run import tables
 from lissome.optimize.solve import solve
+from lissome.optimize.survey import survey
 from lissome.optimize.tables import Row
 from lissome.report.markdown import markdown_table, update_marked_block
 
@@ -72,7 +72,7 @@ def subject(bench: Bench, name: str, option: Option, form: Path, size: int) -> S
 
 def lissomes_choice(bench: Bench) -> tuple[Row, list[Row]]:
     """What `optimize` picks at this batch size, and the tables it picked from."""
-    rows, _ = tables(bench)
+    rows, _ = survey(bench)
     solution = solve(rows, bench.contract, bench.machine.fingerprint, len(bench.task.splits["test"]))
     return solution.ranked[0], rows
 

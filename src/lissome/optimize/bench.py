@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from lissome.core.cache import Cache, digest
 from lissome.core.contract import Contract
 from lissome.core.errors import BadModel, BadTask
-from lissome.core.manifest import MachineInfo, Option
+from lissome.core.manifest import MachineInfo, Option, PartChoice
 from lissome.core.model import Model
 from lissome.core.progress import Progress
+from lissome.core.quantization import Quantized
 from lissome.core.task import Split, SplitName, Task
 from lissome.engines.process import Process, write_batches
 from lissome.export.forms import Recipe, build_form, form_key
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bench:
-    """What an optimisation works on. deadline: seconds on the monotonic clock after which nothing new is begun, or None."""
+    """What an optimisation works on. deadline: seconds on the monotonic clock after which nothing new is begun, or None.
+
+    quantized: what "mixed" forms of the model are made from.
+    """
 
     model: Model
     task: Task
@@ -38,6 +42,7 @@ class Bench:
     progress: Progress
     deadline: float | None = None
     seed: int = 0
+    quantized: Quantized | None = None
 
     @property
     def threads(self) -> int:
@@ -59,21 +64,34 @@ class Bench:
     def key(self, option: Option, *parts: object) -> str:
         """Cache key of something learned about an option on this machine."""
         form = form_key(self.recipe, option.engine, option.precision)
+        form += self.quantized.fingerprint if self.quantized and option.precision == "mixed" else ""
         return digest("row-1", form, option.engine, option.precision, self.machine.fingerprint, versions(), *parts)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A changed copy of the model. bench: the same bench with that copy on it. change: what was done to it, in a few words that no other variant has."""
+    """A changed copy of the model. bench: the same bench with that copy on it. change: what was done to it, in a few words that no other variant has.
+
+    parts: the same, part by part; steps: in turn, with what each took.
+    """
 
     bench: Bench
     change: str
+    parts: tuple[PartChoice, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
-def vary(bench: Bench, model: Model, change: str) -> Variant:
-    """A changed copy of the bench's model as a variant."""
+def vary(
+    bench: Bench, model: Model, change: str, parts: tuple[PartChoice, ...] = (), steps: tuple[str, ...] = (), quantized: Quantized | None = None
+) -> Variant:
+    """A changed copy of the bench's model as a variant. quantized: where it is a quantised one, how."""
     recipe = recipe_of(model, bench.task, bench.machine, dict(bench.recipe.example))
-    return Variant(replace(bench, model=model, recipe=recipe), change)
+    return Variant(replace(bench, model=model, recipe=recipe, quantized=quantized), change, parts, steps)
+
+
+def formed(bench: Bench, option: Option) -> Path:
+    """The form of the bench's model that `option` runs, made now or found in the cache."""
+    return build_form(bench.recipe, option.engine, option.precision, bench.cache, quantized=bench.quantized if option.precision == "mixed" else None)
 
 
 def make_bench(model: Model, task: Task, contract: Contract, machine: MachineInfo, cache: Cache, progress: Progress, seed: int = 0) -> Bench:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lissome.core.cache import Cache, digest
+from lissome.core.cache import Cache
 from lissome.core.contract import Clause, Contract, Verdict
 from lissome.core.errors import EnvironmentLacks
 from lissome.core.manifest import Manifest, ModelInfo, TaskInfo, Tried
@@ -27,17 +27,15 @@ from lissome.machine.versions import versions
 from lissome.optimize.artifact import check_out, write_artifact
 from lissome.optimize.bench import Bench, make_bench
 from lissome.optimize.describe import describe_rows, drop_on_validation
-from lissome.optimize.options import ORIGINAL, padded, whole_model_options
-from lissome.optimize.solve import Reading, Solution, contenders, solve
-from lissome.optimize.tables import Row, build_rows, measure_rows, score_fully
+from lissome.optimize.escalate import escalate
+from lissome.optimize.solve import Reading, Solution, solve
+from lissome.optimize.survey import survey
+from lissome.optimize.tables import Row
 from lissome.optimize.verify import Fresh, Tested, figure_clause, judge, judge_on_test, measure_again
 from lissome.version import VERSION
 
 if TYPE_CHECKING:
     from torch import nn
-
-PADDED = 2
-"""How many of the best rows are also tried with other padding."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,11 @@ def optimize(
     cache.sweep()
     bench = prepared(model, task, contract, cache, progress, seed)
     check_certifiable(bench)
-    rows, skipped = tables(bench)
+    rows, skipped = survey(bench)
     machine, test_size = bench.machine.fingerprint, len(bench.task.splits["test"])
     solution = solve(rows, contract, machine, test_size)
+    if not solution.ranked:
+        solution = escalate(bench, rows, solution)
     if not solution.ranked:
         verdict = infeasible(bench, solution, rows)
         plan = solution.nearest or rows[0]
@@ -125,40 +125,6 @@ def check_certifiable(bench: Bench) -> None:
             f"The test split is small for this limit: with {best.n:,} examples, a model that never differs from the original is certified a drop of "
             f"{100 * best.upper:.2g} pt, not {limit.bound:g}; only one that gains could pass."
         )
-
-
-def tables(bench: Bench) -> tuple[list[Row], list[Tried]]:
-    """Every option built, gated, scored and timed: the original first, then the others; and the options skipped."""
-    options, skipped = whole_model_options(bench.machine)
-    question = digest("question-1", bench.key(ORIGINAL), bench.task.fingerprint, bench.contract.model_dump(), bench.seed)
-    answered = bench.cache.get("answers", question)
-    rows = build_rows(bench, options, answered["passed_over"] if answered else ())
-    measure_rows(bench, rows, rows[0])
-    fast = _finalists(bench, rows)
-    more = padded([row.option for row in fast if row is not rows[0]], bench.task)
-    if more and (answered["padded"] if answered else not bench.time_is_up()):
-        extra = build_rows(bench, more)[1:]
-        # The rows without padding run once more beside theirs: small differences only show within one run.
-        measure_rows(bench, [rows[0], *fast, *extra], rows[0])
-        for row in extra:
-            row.notes.append("accuracy as without padding")
-        rows += extra
-    _finalists(bench, rows)
-    bench.cache.put("answers", question, {"passed_over": [row.option.name for row in rows if row.skipped], "padded": any(row.notes for row in rows)})
-    return rows, skipped
-
-
-def _finalists(bench: Bench, rows: list[Row]) -> list[Row]:
-    """The best rows, each scored on the whole validation split: one that only looked good on the screening part makes way for the next."""
-    whole = len(bench.task.splits["validation"])
-    while True:
-        best = contenders(rows, bench.contract, bench.machine.fingerprint, len(bench.task.splits["test"]))[:PADDED]
-        screened = [row for row in best if row.scores is not None and len(row.scores) < whole]
-        if not screened:
-            return best
-        bench.progress.stage(f"scoring {', '.join(row.option.name for row in screened)} on all of the validation split")
-        for row in screened:
-            score_fully(bench, row)
 
 
 def _holds_again(bench: Bench, original: Row, solution: Solution) -> tuple[Row, Fresh]:
@@ -264,6 +230,8 @@ def _manifest(
         chosen_score=tested.chosen if tested else None,
         drop=certified if tested else drop_on_validation(bench, rows[0], plan),
         tried=(*describe_rows(bench, rows, solution, plan, fresh), *skipped),
+        parts=plan.variant.parts if plan.variant else (),
+        steps=plan.variant.steps if plan.variant else (),
         seen=tested.seen if tested else 0,
         seed=bench.seed,
         spent_seconds=round(seconds, 1),

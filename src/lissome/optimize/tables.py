@@ -13,11 +13,11 @@ from lissome.core.errors import EnvironmentLacks, LissomeError
 from lissome.core.manifest import Option
 from lissome.engines.measure import Result, Subject, measure
 from lissome.engines.process import EngineFailed, Process, write_batches
-from lissome.export.forms import build_form, form_bytes
+from lissome.export.forms import form_bytes
 from lissome.export.parity import TOLERANCE, Parity, compare, first_departure
 from lissome.machine.memory import current_rss
-from lissome.optimize.batches import timing_batches
-from lissome.optimize.bench import Bench, Variant, judged, original_form, outputs
+from lissome.optimize.batches import scoring_batches, timing_batches
+from lissome.optimize.bench import Bench, Variant, formed, judged, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def build_rows(bench: Bench, options: Sequence[Option], passed_over: Collection[
     passed_over: names of options that an earlier run with the same limits had no time for; equal questions get equal answers.
     """
     bench.progress.stage(f"building and scoring {len(options) + 1} ways", len(options) + 1)
-    original = _built(bench, ORIGINAL)
+    original = built(bench, ORIGINAL)
     reference = outputs(bench, ORIGINAL, _form(original), "validation")
     original.scores = _scores(bench, reference)
     original.parity = compare(reference, reference, "fp32")
@@ -87,10 +87,13 @@ def build_rows(bench: Bench, options: Sequence[Option], passed_over: Collection[
 
 
 def build_variant(variant: Variant, options: Sequence[Option]) -> list[Row]:
-    """Build, gate and score a changed copy of the model under every option. The gate compares with the copy itself, run by torch in float32."""
+    """Build, gate and score a changed copy of the model under every option.
+
+    The gate compares with the copy itself, run by torch in float32; a quantised copy with its rounding simulated.
+    """
     bench = variant.bench
     bench.progress.stage(f"building and scoring {variant.change}", len(options) + 1)
-    reference = outputs(bench, ORIGINAL, original_form(bench), "validation", count=_screened(bench))
+    reference = _simulated(bench) if bench.quantized else outputs(bench, ORIGINAL, original_form(bench), "validation", count=_screened(bench))
     bench.progress.step(note=variant.change)
     rows = []
     for option in options:
@@ -99,9 +102,25 @@ def build_variant(variant: Variant, options: Sequence[Option]) -> list[Row]:
     return rows
 
 
+def _simulated(bench: Bench) -> np.ndarray:
+    """Outputs of the quantised model's twin in torch on the examples that are screened [n, ...]."""
+    split = judged(bench, "validation", _screened(bench))
+    ordered = scoring_batches(bench.task, split)
+    return ordered.restore(computed(twin(bench), ordered.batches))
+
+
+def twin(bench: Bench) -> nn.Module:
+    """The bench's model as torch runs it: with its rounding simulated, where it is quantised."""
+    if bench.quantized is None:
+        return bench.model.module
+    from lissome.compress.quantize.simulate import simulate
+
+    return simulate(bench.model.module, bench.quantized.quantization, bench.quantized.scales).eval()
+
+
 def _candidate(bench: Bench, option: Option, reference: np.ndarray, variant: Variant | None = None) -> Row:
     try:
-        row = _built(bench, option)
+        row = built(bench, option)
         row.variant = variant
         found = outputs(bench, option, _form(row), "validation", count=_screened(bench))
     except EngineFailed as error:
@@ -122,8 +141,9 @@ def _candidate(bench: Bench, option: Option, reference: np.ndarray, variant: Var
     return row
 
 
-def _built(bench: Bench, option: Option) -> Row:
-    form = build_form(bench.recipe, option.engine, option.precision, bench.cache)
+def built(bench: Bench, option: Option) -> Row:
+    """The bench's model in the form that `option` runs; neither gated, nor scored, nor timed yet."""
+    form = formed(bench, option)
     keepable = not (option.engine.startswith("torch") and bench.model.architecture.kind == "exported")
     return Row(option, form, form_bytes(form), keepable=keepable)
 
@@ -210,7 +230,7 @@ def subject(bench: Bench, row: Row, *, final: bool = False) -> Subject:
     """A row as a subject of measurement. final: on other and more examples than those the choice was made with."""
     option = row.option
     batches = timing_batches(bench.task, bench.contract.batch, option.padding, bench.seed + final, calls=2 if final else 1)
-    expected = None if row.variant is None else computed(row.variant.bench.model.module, batches)
+    expected = None if row.variant is None else computed(twin(row.variant.bench), batches)
     return Subject(option.name, option.engine, option.precision, _form(row), batches, row.size, bench.shapes(option), expected)
 
 

@@ -1,0 +1,128 @@
+"""What changes to the structure save on this machine, and what they cost in accuracy: the tables that the solver adds up.
+
+A saving is measured with the whole model on the target engine, all parts of one signature changed at once, and shared among them: what the engine fuses
+and keeps in its caches is then as it will be. All variants are timed in one interleaved run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lissome.core.cache import digest
+from lissome.core.manifest import Option
+from lissome.core.measurement import Measurement
+from lissome.core.statistics import median_interval
+from lissome.engines.measure import Result, measure
+from lissome.engines.process import EngineFailed
+from lissome.export.forms import build_form, form_bytes
+from lissome.optimize.bench import Bench, recipe_of
+from lissome.optimize.sensitivity import Probe
+from lissome.optimize.structure import Change, Structure, cut
+from lissome.optimize.tables import Row, free_ram, subject
+
+if TYPE_CHECKING:
+    import torch
+
+    from lissome.core.model import Model
+
+ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one change saves. latency: ms a call at the contract's batch size, measured; size: MB of the form."""
+
+    latency: Measurement
+    size: float
+
+
+def variant_row(bench: Bench, model: Model, option: Option) -> Row:
+    """A changed copy of the model, built for `option` and ready to be timed; it is not scored, so its outputs are not gated here."""
+    recipe = recipe_of(model, bench.task, bench.machine, dict(bench.recipe.example))
+    form = build_form(recipe, option.engine, option.precision, bench.cache)
+    return Row(option, form, form_bytes(form))
+
+
+def timed(bench: Bench, rows: Sequence[Row]) -> list[Result]:
+    """All rows in one interleaved run. Raises EngineFailed when the first, which the others are held against, fails."""
+    subjects = [subject(bench, row) for row in rows]
+    run = measure(subjects, bench.machine.fingerprint, rounds=ROUNDS, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
+    if run.results[0].failed:
+        raise EngineFailed(f"the model could not be timed: {run.results[0].failed}")
+    return list(run.results)
+
+
+def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor]) -> dict[tuple[object, ...], Cost]:
+    """What a change of every signature saves, each measured once and kept in the cache. A change that cannot be built or timed is left out.
+
+    Blocks are measured by leaving half of them out, so that what stays still runs as it will.
+    """
+    key = bench.key(option, "savings-1", bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed, ROUNDS)
+    stored: list[dict[str, Any]] | None = bench.cache.get("savings", key)
+    groups = _by_signature(structure)
+    if stored is None:
+        stored = _measured(bench, structure, option, scores, list(groups.values()))
+        bench.cache.put("savings", key, stored)
+    return {signature: Cost(Measurement(**found["latency"]), found["size"]) for signature, found in zip(groups, stored, strict=True) if found}
+
+
+def _by_signature(structure: Structure) -> dict[tuple[object, ...], list[Change]]:
+    found: dict[tuple[object, ...], list[Change]] = {}
+    for change in structure.changes():
+        found.setdefault(change.signature, []).append(change)
+    return {signature: (changes[: max(1, len(changes) // 2)] if changes[0].block >= 0 else changes) for signature, changes in found.items()}
+
+
+def _measured(
+    bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor], classes: Sequence[Sequence[Change]]
+) -> list[dict[str, Any]]:
+    bench.progress.stage(f"building {len(classes)} shapes of the model for {option.name}", len(classes))
+    rows: list[Row | None] = []
+    for changes in classes:
+        rows.append(_built(bench, structure, option, scores, changes))
+        bench.progress.step(note=f"{changes[0].group}: {changes[0].name}")
+    base = variant_row(bench, structure.model, option)
+    results = timed(bench, [base, *(row for row in rows if row is not None)])
+    whole, left = results[0], iter(results[1:])
+    return [{} if row is None else _saved(bench, whole, base, next(left), row, len(changes)) for row, changes in zip(rows, classes, strict=True)]
+
+
+def _built(bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor], changes: Sequence[Change]) -> Row | None:
+    try:
+        return variant_row(bench, cut(structure, changes, scores), option)
+    except Exception as error:  # noqa: BLE001  exporters raise anything; a shape that cannot be built is not offered
+        bench.progress.say(f"{changes[0].group}, {changes[0].name}: cannot be built for {option.name} ({str(error).splitlines()[0][:120]})")
+        return None
+
+
+def _saved(bench: Bench, whole: Result, base: Row, result: Result, row: Row, count: int) -> dict[str, Any]:
+    """Saving per change, round by round."""
+    if result.failed:
+        return {}
+    each = [(before - after) / count for before, after in zip(whole.rounds["latency_p50"], result.rounds["latency_p50"], strict=True)]
+    value, low, high = median_interval(each, bench.contract.level)
+    latency = {"name": "saves", "value": value, "low": low, "high": high, "unit": "ms", "n": len(each), "method": "measured"}
+    return {"latency": {**latency, "machine": bench.machine.fingerprint}, "size": (base.size - row.size) / 1e6 / count}
+
+
+def losses(bench: Bench, structure: Structure, probe: Probe, scores: Mapping[str, torch.Tensor]) -> dict[Change, float]:
+    """How far each single change moves the outputs, before any training; infinite for one that breaks the model. Kept in the cache."""
+    changes = structure.changes()
+    key = digest("losses-1", bench.model.fingerprint, bench.task.fingerprint, bench.seed, [(c.group, c.keep, c.block) for c in changes])
+    stored: list[float] | None = bench.cache.get("losses", key)
+    if stored is None:
+        bench.progress.stage(f"what each of {len(changes)} changes costs", len(changes))
+        stored = []
+        for change in changes:
+            stored.append(probe.loss(cut(structure, [change], scores).module))
+            bench.progress.step(note=f"{change.group}: {change.name}")
+        bench.cache.put("losses", key, stored)
+    return dict(zip(changes, stored, strict=True))
+
+
+def typical(results: Result) -> float:
+    """Median latency of a call, ms."""
+    return statistics.median(results.rounds["latency_p50"])

@@ -1,0 +1,189 @@
+"""Escalation: when no way of running the model as it is keeps the contract, the model itself is changed, the cheapest change first.
+
+Each rung says first whether it could help at all, by what was measured so far, and how long it would take here; `--spend` ends the climb with the best so
+far. The climb ends at the first rung that leaves a row which keeps every limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
+from lissome.core.manifest import Option
+from lissome.core.quantization import Quantized
+from lissome.export.forms import MIXED
+from lissome.optimize import precision, shrink
+from lissome.optimize.bench import Bench, Variant
+from lissome.optimize.sensitivity import Probe
+from lissome.optimize.solve import Solution, latency_of, solve
+from lissome.optimize.survey import finalists
+from lissome.optimize.tables import Row, build_variant, measure_rows
+
+ENGINES = 2
+"""How many ways of running a changed model are tried: the fastest of different engines."""
+TABLE_S = 90.0
+"""About what the tables of a rung take, before anything was timed: a guess, only used to compare with --spend."""
+
+
+class CannotHelp(Exception):
+    """A rung that cannot lead to the contract, or not in the time that is left; the message is the reason, as sentences."""
+
+
+@dataclass
+class Climb:
+    """Where the climb stands. rows: everything tried, the original first. quantized, steps: the int8 model that the rungs on precision build on."""
+
+    bench: Bench
+    rows: list[Row]
+    solution: Solution
+    probe: Probe
+    quantized: Quantized | None = None
+    steps: list[str] = field(default_factory=list)
+
+    def options(self) -> list[Option]:
+        """Ways that run the model as it is, the fastest of each engine first; compiled ones are left out, as every shape would be compiled anew."""
+        usable = [row for row in self.rows if row.usable and row.variant is None and row.keepable and row.option.engine != "torch.compile"]
+        best: dict[str, Option] = {}
+        for row in sorted(usable, key=lambda row: latency_of(row, self.solution.name)):
+            best.setdefault(row.option.engine, row.option)
+        return list(best.values())[:ENGINES]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One kind of change. climb: the new rows, built and scored but not timed; raises CannotHelp with the reason."""
+
+    name: str
+    climb: Callable[[Climb], list[Row]]
+
+
+def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
+    """Climb until a row keeps every limit or nothing is left to try; `rows` grows by what was tried."""
+    machine, size = bench.machine.fingerprint, len(bench.task.splits["test"])
+    climb = Climb(bench, rows, solution, shrink.probe_of(bench))
+    for rung in RUNGS:
+        begun = time.perf_counter()
+        try:
+            new = rung.climb(climb)
+        except CannotHelp as reason:
+            bench.progress.say(f"Not tried: {rung.name}. {reason}.")
+            continue
+        except (EnvironmentLacks, Interrupted):
+            raise
+        except LissomeError as error:  # a pass that fails leaves the model as it was, and the climb goes on
+            bench.progress.say(f"{rung.name} failed and was left out: {error.what}")
+            continue
+        measure_rows(bench, [rows[0], *new], rows[0])
+        rows += new
+        finalists(bench, rows)
+        climb.solution = solve(rows, bench.contract, machine, size)
+        bench.progress.say(f"{rung.name}: {time.perf_counter() - begun:.0f} s.")
+        if climb.solution.ranked:
+            break
+    return climb.solution
+
+
+def check_time(bench: Bench, name: str, seconds: float) -> None:
+    """Say how long something takes here; raise CannotHelp where --spend leaves less."""
+    about = f"about {seconds / 60:.0f} min here" if seconds > 90 else f"about {seconds:.0f} s here"
+    if bench.time_is_up(seconds):
+        raise CannotHelp(f"It takes {about}, and --spend leaves less")
+    bench.progress.say(f"Next: {name}, {about}.")
+
+
+def mixed_options(climb: Climb) -> list[Option]:
+    """Engines on which a precision per layer may help: where int8 keeps every limit but the one on accuracy. Raises CannotHelp without one."""
+    if climb.bench.contract.limit("max_drop") is None:
+        raise CannotHelp("It makes int8 more accurate, and there is no limit on accuracy")
+    if climb.bench.model.architecture.kind == "exported":
+        raise CannotHelp("A module in memory could not be built again; give a factory")
+    found: dict[str, Option] = {}
+    timed = [row for row in climb.rows if row.result is not None and not row.result.failed and row.variant is None]
+    for row in sorted(timed, key=lambda row: latency_of(row, climb.solution.name)):
+        if row.option.engine in MIXED and row.option.precision.startswith("int8") and not shrink.missed(climb.bench, climb.rows[0], row):
+            found.setdefault(row.option.engine, Option(engine=row.option.engine, precision="mixed", padding=row.option.padding))
+    if not found:
+        raise CannotHelp("Even with every layer in int8, the limits other than accuracy are missed")
+    return list(found.values())
+
+
+def better_scales(climb: Climb) -> list[Row]:
+    """Static int8 with the best of several ways to find scales."""
+    options = mixed_options(climb)
+    check_time(climb.bench, "better int8 scales", TABLE_S)
+    climb.quantized, step = precision.best_scales(climb.bench, climb.probe)
+    climb.steps.append(step)
+    return build_variant(precision.varied(climb.bench, climb.quantized, "scales searched", (), climb.steps), options)
+
+
+def layers_in_float(climb: Climb) -> list[Row]:
+    """The layers whose rounding costs most accuracy for the least time are left in float."""
+    options = mixed_options(climb)
+    if climb.quantized is None:
+        raise CannotHelp("There is no int8 model to start from")
+    check_time(climb.bench, "sensitive layers in float", 2 * TABLE_S)
+    found = precision.table(climb.bench, climb.quantized, options[0], climb.probe)
+    rows: list[Row] = []
+    for point in precision.plans(found, _room(climb, found.latency)):
+        rows += build_variant(precision.planned(climb.bench, climb.quantized, found, point, climb.steps), options[:1])
+    if not rows:
+        raise CannotHelp("No layer can be left in float within the limit on latency")
+    return rows
+
+
+def quantised_training(climb: Climb) -> list[Row]:
+    """The int8 model trained with its rounding in place."""
+    options = mixed_options(climb)
+    if climb.quantized is None or not climb.bench.task.classes:
+        raise CannotHelp("There is no int8 classifier to start from")
+    check_time(climb.bench, "training with int8 in place", 2 * precision.QAT_EPOCHS * shrink.seconds_per_epoch(climb.bench))
+    begun = time.perf_counter()
+    trained = precision.trained(climb.bench, climb.quantized)
+    climb.steps.append(f"trained for {precision.QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s")
+    return build_variant(precision.varied(climb.bench, trained, "trained in int8", (), climb.steps), options)
+
+
+def prune_and_distil(climb: Climb) -> list[Row]:
+    """A smaller shape that keeps the limits on speed and size, taught by the original."""
+    bench = climb.bench
+    if not bench.task.classes:
+        raise CannotHelp("It teaches classifiers so far, and the task has no classes")
+    if bench.model.architecture.kind == "exported":
+        raise CannotHelp("A module in memory could not be built again; give a factory")
+    options = climb.options()
+    base, floor = shrink.ground(bench, climb.rows[0], options[0])
+    if floor.trouble is not None:
+        raise CannotHelp(f"The smallest shape of the model does not run under {options[0].name}: {floor.trouble}")
+    over = shrink.missed(bench, base.original, floor)
+    if over:
+        raise CannotHelp(f"Even the smallest shape of the model under {options[0].name} misses {over[0].limit}: {over[0].figure}")
+    check_time(bench, "prune and distil", shrink.EPOCHS * shrink.seconds_per_epoch(bench) + TABLE_S)
+    begun = time.perf_counter()
+    found = shrink.plan(bench, base, climb.probe)
+    if found is None:
+        raise CannotHelp("No combination of smaller parts is fast and small enough")
+    smaller, parts, point = found
+    step = f"{shrink.words(parts)}, planned for {options[0].name} in {time.perf_counter() - begun:.0f} s ({point.loss:.2g} nats before teaching)"
+    taught: Variant = shrink.taught(bench, smaller, shrink.words(parts), parts, shrink.EPOCHS, (step,))
+    return build_variant(taught, options)
+
+
+def _room(climb: Climb, latency: float) -> float | None:
+    """Milliseconds that a call may take more than the int8 model's `latency`; None without a limit."""
+    limit = climb.bench.contract.limit("latency")
+    original = climb.rows[0]
+    if limit is None or original.result is None:
+        return None
+    was = original.result.figure(limit.name, climb.bench.machine.fingerprint)
+    assert was is not None
+    return shrink.SPARE * (was.value / limit.bound if limit.relative else limit.bound) - latency
+
+
+RUNGS = (
+    Rung("better int8 scales", better_scales),
+    Rung("sensitive layers in float", layers_in_float),
+    Rung("training with int8 in place", quantised_training),
+    Rung("prune and distil", prune_and_distil),
+)

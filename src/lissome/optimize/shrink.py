@@ -1,0 +1,244 @@
+"""The dearest change: leave out blocks, heads, neurons and channels, then let the smaller model learn from the original.
+
+What to leave out is solved from tables (`costs`), built and timed before anything is trained: a shape's speed does not depend on its weights, so a
+plan that is too slow is mended in seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lissome.compress.distill.config import DistillConfig, DistillTaskConfig
+from lissome.compress.distill.task import distil_for_task
+from lissome.compress.prune import importance
+from lissome.core.contract import Limit
+from lissome.core.errors import BadModel
+from lissome.core.manifest import Option, PartChoice, PartOption
+from lissome.core.measurement import Measurement
+from lissome.optimize.additive import Choice, Point, front, within
+from lissome.optimize.batches import judging_order
+from lissome.optimize.bench import Bench, Variant, original_form, outputs, vary
+from lissome.optimize.costs import Cost, losses, savings, timed, typical, variant_row
+from lissome.optimize.options import ORIGINAL
+from lissome.optimize.sensitivity import HARDEST, Probe
+from lissome.optimize.solve import Reading, read
+from lissome.optimize.structure import Change, Part, Structure, cut, structure_of
+from lissome.optimize.tables import Row
+from lissome.train.batches import Batches
+from lissome.train.config import TrainConfig
+from lissome.train.finetune import classification_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from lissome.core.model import Model
+
+EPOCHS = 4
+IMPORTANCE_BATCHES = 16
+MENDS = 3
+"""How often a plan that turns out too slow is solved again with savings corrected by what was measured."""
+SPARE = 0.97
+"""A plan is solved for this share of what a limit allows: the sum of savings is only nearly the saving of the sum."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What planning a structure stands on. option: engine and precision it is planned for; original, base: the original, and the model under that
+    option, timed in one run; scores: importance of every unit."""
+
+    structure: Structure
+    option: Option
+    scores: Mapping[str, torch.Tensor]
+    original: Row
+    base: Row
+
+
+def ground(bench: Bench, original: Row, option: Option) -> tuple[Ground, Row]:
+    """The ground, and the smallest shape of the model under `option`, timed beside original and base. Raises BadModel when nothing can shrink."""
+    bench.progress.stage("what can shrink in the model")
+    structure = structure_of(bench.model, bench.recipe.example)  # type: ignore[arg-type]
+    if not structure.parts:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in structure.groups.left[:3])
+        raise BadModel(f"nothing in this model can shrink. {reasons}", where=bench.model.ref)
+    scores = unit_scores(bench, structure)
+    least = [ways[-1] for part in structure.parts for ways in part.changes if ways] + [part.out for part in structure.parts if part.out]
+    base = variant_row(bench, bench.model, option)
+    floor = variant_row(bench, cut(structure, least, scores), option)
+    before = replace_results([Row(ORIGINAL, original.form, original.size), base, floor], bench)
+    return Ground(structure, option, scores, before[0], before[1]), before[2]
+
+
+def replace_results(rows: list[Row], bench: Bench) -> list[Row]:
+    """The rows with what one interleaved run gave; the first is the original."""
+    for row, result in zip(rows, results := timed(bench, rows), strict=True):
+        row.result, row.original, row.trouble = result, results[0], result.failed
+    return rows
+
+
+def unit_scores(bench: Bench, structure: Structure) -> dict[str, torch.Tensor]:
+    """Importance of every unit: first-order Taylor on training batches where there are classes, else the weights' norm."""
+    if not bench.task.classes:
+        return importance(bench.model, structure.groups, "l2")
+    batches = Batches(bench.task, "train", 32, seed=bench.seed)
+    return importance(bench.model, structure.groups, "taylor", loss=classification_loss(), batches=itertools.islice(batches, IMPORTANCE_BATCHES))
+
+
+def missed(bench: Bench, original: Row, row: Row) -> list[Reading]:
+    """The limits other than accuracy that a timed row does not keep."""
+    assert original.result is not None
+    size = len(bench.task.splits["test"])
+    limits = [limit for limit in bench.contract.limits() if limit.quantity != "max_drop"]
+    readings = [read(row, original, limit, bench.contract.level, bench.machine.fingerprint, size) for limit in limits]
+    return [reading for reading in readings if not reading.holds]
+
+
+def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartChoice, ...], Point] | None:
+    """The shape of least loss whose limits on speed and size hold when it is built and timed; None when the tables know of none."""
+    costs = savings(bench, base.structure, base.option, base.scores)
+    harm = losses(bench, base.structure, probe, base.scores)
+    budgets = _budgets(bench, base)
+    correction = 1.0
+    found: tuple[Model, tuple[PartChoice, ...], Point] | None = None
+    for _ in range(MENDS + 1):
+        menus = [_menu(part, costs, harm, correction) for part in base.structure.parts]
+        point = _solved(menus, budgets)
+        if point is None:
+            return found
+        changes = [change for menu, pick in zip(menus, point.picks, strict=True) for change in menu[pick][1]]
+        smaller = cut(base.structure, changes, base.scores)
+        row = replace_results([base.original, base.base, variant_row(bench, smaller, base.option)], bench)[2]
+        found = smaller, _choices(base.structure.parts, menus, point, costs, harm, bench), point
+        if row.trouble is not None or not missed(bench, base.original, row):
+            return found
+        assert row.result is not None and base.base.result is not None
+        saved, predicted = typical(base.base.result) - typical(row.result), -point.costs[0] / correction
+        correction = min(correction * 0.95, saved / predicted) if predicted > 0 else correction * 0.9
+        bench.progress.say(f"The plan saves {saved:.2f} ms a call where {predicted:.2f} were expected; solving again with that.")
+    return found
+
+
+def taught(bench: Bench, smaller: Model, changed: str, parts: tuple[PartChoice, ...], epochs: float, steps: Sequence[str]) -> Variant:
+    """The smaller model after learning from the original for `epochs`, as a variant."""
+    begun = time.perf_counter()
+    model = distil_for_task(smaller, bench.model, bench.task, lesson(bench, epochs), bench.cache, bench.progress)
+    took = time.perf_counter() - begun
+    note = f"taught by the original for {epochs:g} epochs" + (f", {took / 60:.1f} min" if took > 5 else "")
+    return vary(bench, model, f"{changed}, distilled {epochs:g} epochs", parts, (*steps, note))
+
+
+def lesson(bench: Bench, epochs: float) -> DistillTaskConfig:
+    """How the smaller model is taught: softened outputs, the states of paired blocks, and the labels."""
+    terms = DistillConfig(logits=1.0, temperature=2.0, hidden=1.0 if bench.task.variable_length else 0.0, labels=0.3)
+    training = TrainConfig(epochs=epochs, lr=3e-4, precision="auto", seed=bench.seed)
+    return DistillTaskConfig(terms=terms, train=training, freeze_embeddings=bench.task.variable_length)
+
+
+def seconds_per_epoch(bench: Bench) -> float:
+    """How long an epoch of teaching takes here at most: three steps of the original itself, the first not counted."""
+    import copy
+
+    batches, loss = Batches(bench.task, "train", 32, seed=bench.seed), classification_loss()
+    module, times = copy.deepcopy(bench.model.module), []
+    for batch in itertools.islice(batches, 3):
+        begun = time.perf_counter()
+        loss(module, batch).backward()
+        times.append(time.perf_counter() - begun)
+    return statistics.mean(times[1:] or times) * len(batches)
+
+
+def words(parts: Sequence[PartChoice]) -> str:
+    """What a plan does, in a few words: "2 of 6 blocks out, 9 parts narrower"."""
+    out = sum(part.chosen == "left out" for part in parts)
+    narrower = sum(part.chosen not in ("left out", "whole") for part in parts)
+    kinds = [*([f"{out} blocks out"] if out else []), *([f"{narrower} parts narrower"] if narrower else [])]
+    return ", ".join(kinds) or "whole"
+
+
+def probe_of(bench: Bench) -> Probe:
+    """The original on the hardest validation examples."""
+    order = judging_order(bench.task, bench.seed)
+    return Probe(bench.task, bench.model.module, outputs(bench, ORIGINAL, original_form(bench), "validation"), order, bench.seed, HARDEST)
+
+
+def _budgets(bench: Bench, base: Ground) -> tuple[float | None, float | None]:
+    """Changes of latency (ms) and of size (MB) that the contract asks of the base, negative; None without a limit.
+
+    A limit on memory is turned into one on size: what is resident shrinks by about the weights. It is held against the real figure once built.
+    """
+    assert base.base.result is not None and base.original.result is not None
+    now, was = typical(base.base.result), typical(base.original.result)
+    latency = size = None
+    for limit in bench.contract.limits():
+        if limit.quantity == "latency":
+            allowed = was / limit.bound if limit.relative else limit.bound * now / _figure(base.base, limit)
+            latency = SPARE * allowed - now
+        elif limit.quantity in ("size", "memory"):
+            before, after = _figure(base.original, limit), _figure(base.base, limit)
+            room = (before / limit.bound if limit.relative else limit.bound) * SPARE - after
+            size = room if size is None else min(size, room)
+    return latency, size
+
+
+def _figure(row: Row, limit: Limit) -> float:
+    assert row.result is not None
+    figure = row.result.figure(limit.name, "here")
+    return figure.value if figure is not None else math.inf
+
+
+Menu = list[tuple[Choice, tuple[Change, ...]]]
+
+
+def _menu(part: Part, costs: Mapping[tuple[object, ...], Cost], harm: Mapping[Change, float], correction: float) -> Menu:
+    """What can be done to a part, with the sums of what each change costs and saves; what could not be measured is not offered."""
+    menu: Menu = []
+    for changes in part.options():
+        if any(change.signature not in costs or not math.isfinite(harm[change]) for change in changes):
+            continue
+        loss = sum(harm[change] for change in changes)
+        saved = sum(costs[change.signature].latency.value for change in changes)
+        smaller = sum(costs[change.signature].size for change in changes)
+        menu.append((Choice(_named(changes), loss, (-saved * correction, -smaller)), changes))
+    return menu
+
+
+def _named(changes: Sequence[Change]) -> str:
+    return ", ".join(change.name for change in changes) or "whole"
+
+
+def _solved(menus: Sequence[Menu], budgets: tuple[float | None, float | None]) -> Point | None:
+    groups = [[choice for choice, _ in menu] for menu in menus]
+    latency, size = budgets
+    if size is not None:
+        return within(groups, budgets)
+    kept = [point for point in front(groups) if latency is None or point.costs[0] <= latency]
+    return min(kept, key=lambda point: point.loss, default=None)
+
+
+def _choices(
+    parts: Sequence[Part], menus: Sequence[Menu], point: Point, costs: Mapping[tuple[object, ...], Cost], harm: Mapping[Change, float], bench: Bench
+) -> tuple[PartChoice, ...]:
+    """The plan for the manifest: of each part what was taken, beside each single change and leaving it whole."""
+    machine, found = bench.machine.fingerprint, []
+
+    def figure(value: float, name: str, unit: str) -> Measurement:
+        return Measurement(name, value, value, value, unit, HARDEST, "measured", machine, 0.0)
+
+    for part, menu, pick in zip(parts, menus, point.picks, strict=True):
+        taken = menu[pick]
+        shown = [one for one in menu if len(one[1]) <= 1 or one is taken]
+        options = []
+        for choice, changes in shown:
+            spans = [costs[change.signature].latency for change in changes]
+            n = min((one.n for one in spans), default=0)
+            saves = Measurement(
+                "saves", sum(s.value for s in spans), sum(s.low for s in spans), sum(s.high for s in spans), "ms", n, "measured", machine, bench.contract.level
+            )
+            options.append(PartOption(name=choice.name, loss=figure(sum(harm[change] for change in changes), "divergence", "nats"), saves=saves))
+        found.append(PartChoice(part=part.name, chosen=taken[0].name, options=tuple(options)))
+    return tuple(found)
