@@ -139,7 +139,7 @@ def main() -> None:
     print(f"{given.model}: {parameters:,} parameters, {task.sizes()}")
     result = record["result"]
     print(
-        f"trained in {result['seconds']:.0f} s, {result['precision']}; this call took {time.perf_counter() - begun:.0f} s, {time.process_time():.0f} s of a core"
+        f"trained in {result['seconds']:.0f} s, {result['precision']}; this call took {time.perf_counter() - begun:.0f} s, {time.process_time():.0f} s of CPU"
     )
     print(f"validation {100 * record['score']:.2f} %" + (f", test {100 * score_of(model.module, task, 'test', 256):.2f} %" if given.test else ""))
     print(model.ref)
