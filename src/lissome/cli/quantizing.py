@@ -38,7 +38,7 @@ def quantize(
     group: Annotated[int, typer.Option(help="Input channels that share a weight scale, for w8a16 and w4a16.")] = 32,
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction/--no-bias-correction", "--bias_correction/--no_bias_correction", help="Shift biases by the mean error.")
-    ] = True,
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Quantise MODEL after training: int8 products, or 8- and 4-bit weights."""

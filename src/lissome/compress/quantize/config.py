@@ -22,6 +22,7 @@ class QuantizeConfig(Config):
     method: how the range of an activation is found: all that was seen; all but the outermost (`percentile`, of each side); the range with the least squared
     error; or the one whose histogram diverges least (entropy, Migacz 2017).
     bias_correction: shift each bias by the mean error that rounding causes on the calibration data (Nagel et al. 2019, section 4.2).
+    It won nothing on MiniLM (divergence 0.0020 with it, 0.0018 without) nor on the digits' CNN, so it is off; depthwise convolutions are where it helps.
     smooth: move the size of activations into the weights where that is exact, 0 to 1 (SmoothQuant's alpha, Xiao et al. 2022); None: not at all.
     group, symmetric: of weight-only layers, see LayerQuant. reduce_range: 7-bit weights, for CPUs whose int8 products saturate.
     layers: exceptions by layer name; a name with * or ? is a pattern, and the last that fits counts.
@@ -33,7 +34,7 @@ class QuantizeConfig(Config):
     precision: Literal["int8-static", "int8-dynamic", "w8a16", "w4a16"] = "int8-static"
     method: Method = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
-    bias_correction: bool = True
+    bias_correction: bool = False
     smooth: float | None = Field(default=None, ge=0, le=1)
     group: Literal[16, 32, 64, 128, 256] | None = 32
     symmetric: bool = True

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lissome.compress.quantize.batches import forward
-from lissome.compress.quantize.simulate import simulate
+from lissome.compress.quantize.simulate import FrozenNorm, Simulated, simulate
 from lissome.core.errors import ParityFailed
 from lissome.core.quantization import QUANTIZATION, Quantized, read_quantization, write_quantization
 from lissome.engines.table import MIXED, Load, load
@@ -57,7 +57,7 @@ def check_deployed(quantized: Quantized, form: Path, batch: dict[str, Any], engi
 
 
 def _values(module: torch.nn.Module, batch: Any, names: Any) -> dict[str, Any]:
-    """Outputs of the modules called `names`, in the order they ran."""
+    """Outputs of the layers among `names`, in the order they ran; a module of several layers has no value of its own in a graph."""
     seen: dict[str, Any] = {}
 
     def keep(name: str, output: Any) -> None:
@@ -65,8 +65,8 @@ def _values(module: torch.nn.Module, batch: Any, names: Any) -> dict[str, Any]:
             seen.pop(name, None)
             seen[name] = output.float().numpy().copy()
 
-    modules = dict(module.named_modules())
-    handles = [modules[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output)) for name in names if name in modules]
+    layers = {name: one for name, one in module.named_modules() if name in names and (isinstance(one, Simulated | FrozenNorm) or not list(one.children()))}
+    handles = [layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output)) for name, layer in layers.items()]
     try:
         forward(module, batch)
     finally:

@@ -18,7 +18,7 @@ RELU = ("relu", "relu_", "relu6", "hardtanh", "hardtanh_")
 """What engines fold into the product before it, or into the rounding after it."""
 NOTHING = ("dropout", "dropout_", "clone", "contiguous", "alias", "detach")
 """What changes no value in eval mode."""
-RESHAPES = ("view", "reshape", "transpose", "permute", "_unsafe_view", "flatten", *NOTHING)
+RESHAPES = ("view", "reshape", "transpose", "permute", "_unsafe_view", "flatten", "unflatten", *NOTHING)
 
 
 @dataclass(frozen=True)

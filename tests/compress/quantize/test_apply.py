@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from lissome.compress.quantize.apply import quantize
+from lissome.compress.quantize.batches import forward
+from lissome.compress.quantize.config import QuantizeConfig
+from lissome.compress.quantize.correct import bias_of
+from lissome.compress.quantize.sensitivity import divergence
+from lissome.compress.quantize.simulate import simulate
+from lissome.core.errors import BadInput, BadModel
+from lissome.core.quantization import LayerQuant
+from lissome.nn.load import as_model
+from tests.compress.quantize.conftest import batches_of
+from tests.nn import tiny
+
+PRECISIONS = ("int8-static", "int8-dynamic", "w8a16", "w4a16")
+
+
+def distance(model, quantized, batch):
+    expected = forward(model.module, batch)
+    found = forward(simulate(quantized.model.module, quantized.quantization, quantized.scales).eval(), batch)
+    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
+
+
+@pytest.mark.parametrize("name", ["bert", "cnn", "mlp", "mlp_without_bias"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_close_to_float(zoo, name, precision):
+    assert 0 < distance(zoo.model(name), zoo.quantized(name, precision=precision), batches_of(name, 1, seed=5)[0]) < (0.3 if precision == "w4a16" else 0.06)
+
+
+@pytest.mark.parametrize(("method", "most"), [("minmax", 0.05), ("percentile", 0.1), ("mse", 0.05), ("entropy", 0.8)])
+def test_every_method(zoo, method, most):
+    """Entropy needs more numbers than these 32 rows give: between so few it clips at will."""
+    assert distance(zoo.model("mlp"), zoo.quantized("mlp", method=method), batches_of("mlp", 1, seed=5)[0]) < most
+
+
+def test_four_bits_err_more_than_eight_and_larger_groups_more_than_smaller(zoo):
+    batch = batches_of("mlp", 1, seed=5)[0]
+    errors = [distance(zoo.model("mlp"), zoo.quantized("mlp", precision=p, group=g), batch) for p, g in (("w8a16", 32), ("w4a16", 16), ("w4a16", 64))]
+    assert errors == sorted(errors)
+
+
+def test_what_is_chosen(zoo):
+    bert = zoo.quantized("bert").quantization.layers
+    assert bert["bert.embeddings.word_embeddings"] == LayerQuant(precision="w8a16")
+    assert bert["classifier"] == LayerQuant(precision="int8-static")
+    cnn = zoo.quantized("cnn")
+    assert all(quant.precision == "int8-static" for quant in cnn.quantization.layers.values())
+    rounded = {name for name, scales in cnn.scales.layers.items() if scales.output is not None}
+    assert "blocks.0.conv2" in rounded, "its result goes into a sum"
+    assert "blocks.0.conv1" not in rounded, "its result goes through a ReLU into a layer that rounds it"
+    assert set(zoo.quantized("cnn", precision="w8a16").quantization.layers) == {"head"}
+    config = QuantizeConfig(smallest=1, group=64, precision="w4a16", symmetric=False)
+    assert quantize(zoo.model("mlp"), config).quantization.layers["head"] == LayerQuant(precision="w4a16", group=64, symmetric=False)
+
+
+def test_small_layers_stay(zoo):
+    assert set(quantize(zoo.model("mlp"), QuantizeConfig(precision="int8-dynamic")).quantization.layers) == {"first", "second"}
+
+
+def test_nothing_given_is_changed_and_the_same_comes_twice(zoo):
+    model = zoo.model("cnn")
+    before, code = copy.deepcopy(model.module.state_dict()), repr(model.module)
+    first, second = (quantize(model, QuantizeConfig(smallest=1), batches_of("cnn")) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint != zoo.quantized("cnn", method="minmax").fingerprint
+    assert repr(model.module) == code
+    assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
+
+
+def test_exceptions_by_name_and_pattern(zoo):
+    layers = {"*.attention.*": LayerQuant(precision="bf16"), "bert.pooler.dense": LayerQuant(precision="fp32")}
+    found = zoo.quantized("bert").quantization.layers
+    changed = quantize(zoo.model("bert"), QuantizeConfig(smallest=1, layers=layers), batches_of("bert")).quantization.layers
+    assert {name for name in found if changed.get(name) != found[name]} == {name for name in found if ".attention." in name} | {"bert.pooler.dense"}
+    assert "bert.pooler.dense" not in changed
+    with pytest.raises(BadInput, match=r'names "clasifier", which no layer of the model is called\. Did you mean "classifier"'):
+        quantize(zoo.model("bert"), QuantizeConfig(layers={"clasifier": LayerQuant()}), batches_of("bert"))
+
+
+@pytest.mark.parametrize(("spare", "count"), [(0.25, 1), (2, 2), (99, 3)])
+def test_the_most_sensitive_layers_are_spared(zoo, spare, count):
+    found = quantize(zoo.model("mlp"), QuantizeConfig(smallest=1, precision="w4a16", adaptive_layers=spare), batches_of("mlp"))
+    assert set(found.sensitivity) == {"first", "second", "head"}
+    worst = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[:count]
+    assert {name for name, quant in found.quantization.layers.items() if quant.precision == "bf16"} == set(worst)
+    assert set(found.scales.layers) == set(found.sensitivity) - set(worst)
+
+
+def test_sensitivity_is_of_one_layer_alone(zoo):
+    """Against quantising only that layer."""
+    found = quantize(zoo.model("mlp"), QuantizeConfig(smallest=1, precision="w4a16", adaptive_layers=1, sensitivity_examples=32), batches_of("mlp"))
+    layers = {"first": LayerQuant(precision="fp32"), "second": LayerQuant(precision="fp32")}
+    alone = quantize(zoo.model("mlp"), QuantizeConfig(smallest=1, precision="w4a16", layers=layers), batches_of("mlp"))
+    twin = simulate(alone.model.module, alone.quantization, alone.scales).eval()
+    batch = {"features": torch.cat([b["features"] for b in batches_of("mlp")])}
+    assert found.sensitivity["head"] == pytest.approx(divergence(forward(zoo.model("mlp").module, batch), forward(twin, batch)), rel=1e-3)
+
+
+def test_divergences():
+    p, q = torch.randn(5, 3), torch.randn(5, 3)
+    from scipy.stats import entropy
+
+    expected = np.mean([entropy(a, b) for a, b in zip(torch.softmax(p, -1).numpy(), torch.softmax(q, -1).numpy(), strict=True)])
+    assert divergence(p, q) == pytest.approx(expected, rel=1e-4)
+    assert divergence(p, p) == pytest.approx(0, abs=1e-12)
+    assert divergence(torch.ones(4, 1), torch.full((4, 1), 1.1)) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_corrected_biases_take_the_mean_error_out(zoo, name):
+    """Layer by layer, on the inputs that the layer has in the float model: the quantised layer's mean output is the float layer's."""
+    quantized, data = zoo.quantized(name, bias_correction=True), batches_of(name)
+    plain = zoo.quantized(name)
+    twin, sums = simulate(quantized.model.module, quantized.quantization, quantized.scales).eval(), {}
+
+    def compare(layer, _, args, output):
+        quantised, offset = twin.get_submodule(layer).product(args[0]), bias_of(quantized.model.module, quantized.quantization, layer)
+        before = bias_of(plain.model.module, plain.quantization, layer)
+        own = quantised - output if quantized.quantization.output_of(layer) == layer else quantised + (offset - before).view(1, -1, 1, 1) - output
+        sums.setdefault(layer, []).append(own.movedim(1, -1).flatten(0, -2).double() if own.ndim == 4 else own.double())
+
+    for layer in quantized.quantization.layers:
+        plain.model.module.get_submodule(layer).register_forward_hook(lambda m, a, o, layer=layer: compare(layer, m, a, o))
+    for batch in data:
+        forward(plain.model.module, batch)
+    for module in plain.model.module.modules():
+        module._forward_hooks.clear()
+    for layer, differences in sums.items():
+        mean, spread = torch.cat(differences).mean(0), torch.cat(differences).std()
+        assert mean.abs().max() < 0.01 * spread + 1e-6, layer
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "w8a16", "adaptive_layers": 0.1}, {"precision": "int8-dynamic", "smooth": 0.5}])
+def test_what_needs_data_says_so(zoo, options):
+    with pytest.raises(BadInput, match="needs calibration examples, and there are none") as error:
+        quantize(zoo.model("mlp"), QuantizeConfig(**options))
+    assert "int8-dynamic, w8a16 or w4a16, which work without data" in str(error.value)
+
+
+class Unused(nn.Module):
+    def __init__(self, branching=False):
+        super().__init__()
+        self.line, self.other, self.branching = nn.Linear(24, 4), nn.Linear(24, 4), branching
+
+    def forward(self, features):
+        return -self.line(features) if self.branching and features.sum() > 0 else self.line(features)
+
+
+def test_layers_that_no_example_reaches_stay_in_float():
+    found = quantize(as_model(Unused()), QuantizeConfig(smallest=1), batches_of("mlp"))
+    assert set(found.quantization.layers) == {"line"}
+    assert found.notes == ("other stays in float: no calibration example reached it",)
+
+
+def test_a_model_that_cannot_be_traced():
+    with pytest.raises(BadModel, match="cannot be traced"):
+        quantize(as_model(Unused(branching=True)), QuantizeConfig(smallest=1), batches_of("mlp"))
+    assert quantize(as_model(Unused(branching=True)), QuantizeConfig(smallest=1, precision="int8-dynamic")).scales.layers
+
+
+def test_iterators_and_tied_weights():
+    with pytest.raises(BadInput, match="can be read only once"):
+        quantize(as_model(tiny.mlp()), QuantizeConfig(smallest=1), iter(batches_of("mlp")))
+    module = nn.ModuleDict({"table": nn.Embedding(50, 24), "head": nn.Linear(24, 50, bias=False)})
+    module["head"].weight = module["table"].weight
+    found = quantize(as_model(module), QuantizeConfig(smallest=1, precision="int8-dynamic"))
+    assert set(found.quantization.layers) == {"table"}
+
+
+def test_near_dead_channels_keep_biases_that_fit():
+    module = nn.Sequential(nn.Linear(24, 8))
+    with torch.no_grad():
+        module[0].weight[3] = 1e-20
+        module[0].bias[3] = 5.0
+    found = quantize(as_model(module), QuantizeConfig(smallest=1), [torch.randn(16, 24)])
+    scales = found.scales.layers["0"]
+    assert 5.0 / (scales.input.scale * scales.weight[3]) < 2**31
+
+
+@pytest.mark.parametrize("wrong", [{"adaptive_layers": 1.5}, {"percentile": 20}, {"precision": "int3"}, {"smooth": 2}])
+def test_options_that_make_no_sense(wrong):
+    with pytest.raises(ValidationError):
+        QuantizeConfig(**wrong)
+
+
+def test_int8_means_static():
+    assert QuantizeConfig(precision="int8").precision == "int8-static"
