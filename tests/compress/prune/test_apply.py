@@ -17,8 +17,14 @@ from lissome.nn.load import build, load_model, save_model
 from tests.compress.prune import zoo
 from tests.compress.prune.zoo import found
 
-ALL = ("cnn", *zoo.FACTORIES, *zoo.TRANSFORMERS)
-PROPERTY = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+def slowly(*names):
+    """Families that are tried with the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+ALL = ["cnn", *zoo.FACTORIES, "bert", "llama", *slowly("roberta", "distilbert", "gpt2", "vit", "resnet")]
+PROPERTY = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def output(module, name):
@@ -70,7 +76,7 @@ class TestEveryFamily:
             assert listed.parameters - sum(p.numel() for p in pruned.module.parameters()) == group.parameters, group.name
 
 
-@pytest.mark.parametrize("name", ["mixed", "bert", "llama", "resnet"])
+@pytest.mark.parametrize("name", ["mixed", *slowly("bert", "llama", "resnet")])
 def test_twice_is_like_once(name, tmp_path):
     model, listed = found(name)
     groups_of = [group for group in listed if group.exact][:3]
@@ -88,7 +94,7 @@ def test_twice_is_like_once(name, tmp_path):
 
 
 class TestBlocks:
-    @pytest.mark.parametrize("name", ["bert", "distilbert", "llama", "resnet", "cnn"])
+    @pytest.mark.parametrize("name", ["bert", "cnn", "llama", *slowly("distilbert", "resnet")])
     def test_dropped_blocks_do_not_run(self, name, tmp_path):
         model, listed = found(name)
         group = next(group for group in listed if group.kind == "blocks")
@@ -134,6 +140,7 @@ class TestBlocks:
         save_model(twice, tmp_path / "twice")
         assert torch.equal(output(load_model(str(tmp_path / "twice")).module, "bert"), output(twice.module, "bert"))
 
+    @pytest.mark.slow
     def test_blocks_of_a_cnn_are_in_the_plan(self, tmp_path):
         model, listed = found("resnet")
         once = apply(model, listed, {"resnet.encoder.stages.0.layers": [1]})
