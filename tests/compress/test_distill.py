@@ -56,7 +56,7 @@ def kl(teacher: np.ndarray, other: np.ndarray) -> float:
     return float(sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 5), classes=st.integers(2, 6), temperature=st.floats(0.5, 8))
 def test_soft_logits_equal_the_plain_sum(seed, rows, classes, temperature):
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def some_mask(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
     return mask
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 3), length=st.integers(1, 5))
 def test_hidden_and_token_losses_leave_padding_out(seed, rows, length):
     rng = np.random.default_rng(seed)

@@ -72,6 +72,7 @@ def test_masks_equal_the_plain_ones(pattern, share, seed):
     assert np.array_equal(found.numpy(), plain_mask(scores, pattern, share))
 
 
+@settings(deadline=None)
 @given(shape=st.lists(st.integers(1, 5), min_size=2, max_size=5))
 def test_a_weight_is_seen_as_a_matrix_and_back(shape):
     weight = torch.arange(math.prod(shape)).reshape(shape)
@@ -94,7 +95,7 @@ def test_layers_compete_when_compared_together():
     assert int(kept["weak"].sum()) == 2, "a layer keeps at least 2 %"
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(schedule=st.sampled_from(["cubic", "step", "constant"]), sparsity=st.floats(0.1, 0.95), stages=st.integers(1, 6), begin=st.floats(0, 0.4))
 def test_the_share_never_falls_and_ends_at_its_target(schedule, sparsity, stages, begin):
     config = SparseConfig(sparsity=sparsity, schedule=schedule, stages=stages, begin=begin, end=0.8)

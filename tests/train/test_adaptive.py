@@ -107,7 +107,7 @@ def test_each_precision_computes_what_it_says(level, layer):
         layer.weight.grad = None
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20), rows=st.booleans())
 def test_rounding_to_int8_equals_the_plain_one(values, rows):
     x = np.array([values, [v / 3 for v in values]], dtype=np.float32)
@@ -118,6 +118,7 @@ def test_rounding_to_int8_equals_the_plain_one(values, rows):
         assert np.abs(found[i] - x[i]).max() <= 0.51 * scale + 1e-6
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), factor=st.floats(0.01, 100))
 def test_change_lies_between_0_and_1(seed, factor):
     generator = torch.Generator().manual_seed(seed)
