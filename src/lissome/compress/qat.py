@@ -18,7 +18,7 @@ from lissome.core.errors import BadInput, BadModel, Diverged
 from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.quantization import Quantized
-from lissome.nn.load import finished
+from lissome.nn.load import as_model, finished
 from lissome.train.batches import ordered
 from lissome.train.callbacks import Callback
 from lissome.train.config import TrainConfig
@@ -29,7 +29,7 @@ SCALE_LR = 1e-3
 
 
 def qat(
-    model: Model,
+    model: Model | nn.Module,
     quantized: Quantized,
     loss: Loss,
     batches: Any,
@@ -50,6 +50,7 @@ def qat(
     Raises BadInput when model and quantized do not belong together, and what `train` raises.
     """
     config = config or TrainConfig()
+    model = as_model(model)
     _check_same(model, quantized)
     twin = simulate(quantized.model.module, quantized.quantization, quantized.scales, trainable=scale_lr > 0)
 

@@ -25,11 +25,11 @@ from lissome.core.errors import BadInput, BadModel, closest
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Quantized, Range, Scales
-from lissome.nn.load import finished
+from lissome.nn.load import as_model, finished
 from lissome.train.batches import Ordered, ordered
 
 
-def quantize(model: Model, config: QuantizeConfig | None = None, batches: Any = None, *, progress: Progress | None = None) -> Quantized:
+def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, batches: Any = None, *, progress: Progress | None = None) -> Quantized:
     """Choose a precision for every layer of `model` and the scales that go with it; the model given is left as it was.
 
     batches: a list, a DataLoader or anything `Ordered`, of inputs alone or with labels; int8-static, smoothing, bias correction and adaptive layers need
@@ -37,6 +37,7 @@ def quantize(model: Model, config: QuantizeConfig | None = None, batches: Any = 
     Raises BadInput for missing or too few batches and for layers that do not exist, BadModel for NaN and for models that cannot be traced.
     """
     config, progress = config or QuantizeConfig(), progress or Silent()
+    model = as_model(model)
     module = copy.deepcopy(model.module).eval()
     layers = chosen_layers(module, config)
     static = any(quant.precision == "int8-static" for quant in layers.values())

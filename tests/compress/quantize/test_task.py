@@ -1,0 +1,130 @@
+"""`lissome quantize` and `lissome qat`, and what they leave on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lissome.cli.main import run as command
+from lissome.compress.quantize import QatTaskConfig, QuantizeConfig, load_quantized, save_quantized
+from lissome.compress.quantize.task import calibration, qat_to, quantize_to, taught_loss
+from lissome.core.cache import Cache
+from lissome.core.quantization import LayerQuant
+from lissome.engines.table import Load, load
+from lissome.nn.load import load_model
+from lissome.train.config import TrainConfig
+from tests.compress.quantize.verbs import rows_task
+from tests.nn import tiny
+
+MODEL, TASK = "tests.nn.tiny:mlp", "tests.compress.quantize.verbs:rows_task"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path / "cache"))
+    return Cache()
+
+
+@pytest.fixture
+def made(tmp_path, cache):
+    return quantize_to(tmp_path / "out", MODEL, TASK, QuantizeConfig(smallest=1, layers={"head": LayerQuant(precision="bf16")}), cache)
+
+
+def test_what_is_in_the_folder(made, tmp_path):
+    out = tmp_path / "out"
+    names = {p.name for p in out.iterdir()}
+    assert {"architecture.json", "model.safetensors", "quantization.json", "scales.safetensors", "quantize.json", "onnx"} <= names
+    assert {p.name for p in (out / "onnx").iterdir()} == {"model.onnx", "form.json"}
+    assert made.precisions == {"first": "int8-static", "second": "int8-static", "head": "bf16"}
+    assert made.mb_before > made.mb_after > 0
+    assert made.parity < 0.02
+    assert abs(made.after - made.before) < 0.1
+    assert json.loads((out / "quantize.json").read_text())["after"] == made.after
+    kept = load_quantized(out)
+    expected = load("onnxruntime", out / "onnx", Load("mixed", 1)).run(tiny.rows(3))
+    again = quantize_to(tmp_path / "again", MODEL, TASK, QuantizeConfig(smallest=1, layers={"head": LayerQuant(precision="bf16")}), Cache())
+    assert dataclasses.replace(again, folder=made.folder) == made
+    assert np.array_equal(load("onnxruntime", tmp_path / "again" / "onnx", Load("mixed", 1)).run(tiny.rows(3)), expected)
+    save_quantized(kept, tmp_path / "copy")
+    assert load_quantized(tmp_path / "copy").fingerprint == kept.fingerprint
+
+
+def test_training_goes_on_from_the_folder(made, tmp_path, cache):
+    config = QatTaskConfig(train=TrainConfig(epochs=2, lr=1e-2), size=16)
+    trained = qat_to(tmp_path / "trained", str(tmp_path / "out"), TASK, config, cache=cache)
+    assert trained.precisions == made.precisions
+    assert trained.after > made.after + 0.2
+    assert not (cache.root / "training").exists() or not any((cache.root / "training").iterdir()), "checkpoints are gone"
+    direct = qat_to(tmp_path / "direct", MODEL, TASK, config, QuantizeConfig(smallest=1, precision="int8-dynamic"), cache)
+    assert set(direct.precisions.values()) == {"int8-dynamic"}
+
+
+def test_calibration_is_a_fixed_draw():
+    task = rows_task(300)
+    first, second = calibration(task), calibration(task)
+    assert sum(len(batch["labels"]) for batch in first) == 256
+    assert all(torch.equal(a["features"], b["features"]) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_taught_loss(share):
+    teacher, student = load_model(MODEL), tiny.mlp()
+    with torch.no_grad():
+        student.head.bias += torch.tensor([1.0, 0, 0, 0])
+    batch = {**tiny.tensors(tiny.rows(6)), "labels": torch.arange(6) % 4}
+    p, q = (torch.log_softmax(module(batch["features"]), -1) for module in (teacher.module, student))
+    expected = (1 - share) * -q[torch.arange(6), batch["labels"]].mean() + share * (p.exp() * (p - q)).sum(-1).mean()
+    assert float(taught_loss(teacher, share)(student, batch)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_article_s_line(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert command(["quantize", MODEL, "--task", TASK, "--precision", "int8", "--adaptive_layers", "--output", out, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert sorted(shown["precisions"].values()) == ["bf16", "int8-static"]
+    assert len(shown["kept"]) == 1
+    assert command(["qat", out, "--task", TASK, "--epochs", "0.2", "--out", str(tmp_path / "trained")]) == 0
+    text = capsys.readouterr().out
+    assert "Layers    1 bf16, 1 int8-static; all others float32" in text
+    assert "Score" in text and "pt), validation split" in text and "Size" in text
+
+
+def test_without_a_task(tmp_path, capsys):
+    assert command(["quantize", MODEL, "--out", str(tmp_path / "a")]) == 2
+    shown = capsys.readouterr().err
+    assert "int8-static needs calibration examples, and there are none" in shown
+    assert "--task TASK" in shown
+    assert command(["quantize", MODEL, "--precision", "w8a16", "--out", str(tmp_path / "a")]) == 0
+    assert "no example of its inputs, so no ONNX form was written" in capsys.readouterr().out
+    bert = tiny.bert_folder(tmp_path / "bert", labels=3)
+    assert command(["quantize", str(bert), "--precision", "int8-dynamic", "--out", str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parity"] < 0.01
+    assert (tmp_path / "b" / "onnx" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--task", "tests.compress.quantize.verbs:few"], "only 5 calibration examples"),
+        (["--task", TASK, "--precision", "int3"], "--precision: Input should be"),
+        (["--task", TASK, "--method", "guess"], "--method: Input should be"),
+        (["--task", TASK, "--group", "33", "--precision", "w4a16"], "--group: Input should be"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, arguments, expected):
+    assert command(["quantize", MODEL, "--out", str(tmp_path / "out"), *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    assert command(["quantize", MODEL, "--task", TASK, "--out", str(tmp_path / "out")]) == 2
+    assert "holds something else" in capsys.readouterr().err
