@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lissome.compress.quantize.batches import forward
-from lissome.compress.quantize.simulate import FrozenNorm, Rounded, Simulated, Step, current_scales, rounded, rounded_dynamically, simulate, stripped
+from lissome.compress.quantize.simulate import FrozenNorm, Rounded, Simulated, Step, _Steps, current_scales, rounded, rounded_dynamically, simulate, stripped
 from lissome.core.errors import BadInput
 from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Range, Scales
 from tests.compress.quantize.conftest import batches_of
@@ -138,6 +138,15 @@ def test_bfloat16_and_plain_layers():
 def test_layers_that_cannot_be(name, expected):
     with pytest.raises(BadInput, match=expected):
         simulate(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), Quantization(layers={name: LayerQuant()}), Scales())
+
+
+@pytest.mark.parametrize("quant", [LayerQuant(precision="w8a16"), LayerQuant(precision="bf16"), LayerQuant(precision="fp32")])
+def test_rows_looked_up_are_rows_of_the_rounded_table(quant):
+    torch.manual_seed(0)
+    table, ids = nn.Embedding(20, 6), torch.tensor([[1, 19, 1], [0, 7, 3]])
+    scales = Scales({"": LayerScales(np.linspace(0.01, 0.05, 20).astype(np.float32))})
+    twin = Simulated(table, quant, scales.layers[""], _Steps(trainable=True))
+    assert torch.equal(twin(ids), twin.quantized_weight()[ids])
 
 
 def test_one_module_under_two_names():

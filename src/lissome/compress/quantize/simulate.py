@@ -153,9 +153,10 @@ class Simulated(nn.Module):
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's result before it is rounded itself."""
-        layer, weight = self.layer, self.quantized_weight()
+        layer = self.layer
         if isinstance(layer, nn.Embedding):
-            return functional.embedding(x, weight, layer.padding_idx, layer.max_norm, layer.norm_type, layer.scale_grad_by_freq)
+            return self._rows(layer, x)
+        weight = self.quantized_weight()
         if self.quant.precision == "int8-dynamic":
             x = rounded_dynamically(x)
         elif self.input is not None:
@@ -165,6 +166,14 @@ class Simulated(nn.Module):
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
         found: torch.Tensor = layer._conv_forward(x, weight, layer.bias)  # the one place where torch handles all of its padding modes
         return found
+
+    def _rows(self, table: nn.Embedding, x: torch.Tensor) -> torch.Tensor:
+        """The rows of an embedding; only those that are looked up are rounded, as a table may be half of the model."""
+        rows: torch.Tensor = table(x)
+        if self.weight_step is None:
+            return rows.bfloat16().float() if self.quant.precision == "bf16" else rows
+        low, high = self.quant.levels
+        return rounded(rows.float(), self.weight_step(rows.shape[-1], high)[x][..., None], 0, low, high)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's result."""
