@@ -57,6 +57,21 @@ def calls(module: nn.Module, names: list[str]) -> Iterator[Calls]:
             handle.remove()
 
 
+@contextmanager
+def skipped(module: nn.Module, name: str) -> Iterator[None]:
+    """Let the block `name` give back what goes into it while the context lasts, as if it were not there."""
+
+    def hook(_layer: Any, args: Any, named: Any, output: Any) -> Any:
+        given = _first_tensor((*args, *named.values()))
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _alike(container: nn.ModuleList | nn.Sequential) -> bool:
     """Whether it holds at least two blocks (layers made of layers) of one class."""
     kinds = [type(child) for child in container if list(child.children())]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lissome.compress.prune.blocks import calls
+from lissome.compress.prune.blocks import calls, skipped
 from lissome.compress.prune.config import Importance
 from lissome.compress.prune.groups import Group, Groups, Member
 from lissome.core.errors import BadInput, Diverged
@@ -29,6 +29,7 @@ def importance(model: Model, groups: Groups, method: Importance, *, loss: Loss |
     gradient: L2 norm of the loss's gradient by those weights, over all batches.
     taylor: sum of |weight x gradient|, a first-order estimate of how the loss changes without the unit (Molchanov et al. 2019).
     activation: mean |output| of the unit; of a block, one minus the cosine between its input and output (Men et al. 2024, ShortGPT).
+    Of a block, gradient and taylor give how much the loss rises without it, measured: a whole block is too large a change for a first-order estimate.
     loss(module, batch) gives a scalar; gradient and taylor need it. batches: for all but l1 and l2. Without a loss, batches are named inputs.
     Raises BadInput where one is missing, Diverged when a score is not finite.
     """
@@ -44,7 +45,7 @@ def importance(model: Model, groups: Groups, method: Importance, *, loss: Loss |
     else:
         scores = _gradients(module, groups, method, loss, batches)  # type: ignore[arg-type]
     if method in ("l2", "gradient"):
-        scores = {name: score.sqrt() for name, score in scores.items()}
+        scores = {name: score if method == "gradient" and groups[name].blocks else score.sqrt() for name, score in scores.items()}
     for name, score in scores.items():
         if not torch.isfinite(score).all():
             raise Diverged(f'the importance of the units of "{name}" is not finite.', do="look for NaN in the data and the loss")
@@ -75,7 +76,7 @@ def _by_unit(group: Group, member: Member, value: torch.Tensor) -> torch.Tensor:
 
 
 def _gradients(module: nn.Module, groups: Groups, method: Importance, loss: Loss, batches: Iterable[Any]) -> Scores:
-    """Sums over batches of g^2, or |w g|, for each unit. Batch by batch: the mean gradient of a trained model is close to nothing."""
+    """Means over batches of the sum of g^2, or |w g|, for each unit. Batch by batch: the mean gradient of a trained model is close to nothing."""
     weights = _weights(module)
     for weight in weights.values():
         weight.requires_grad_(weight.is_floating_point())
@@ -91,10 +92,19 @@ def _gradients(module: nn.Module, groups: Groups, method: Importance, loss: Loss
             graded = {name: weight.grad.double() for name, weight in weights.items() if weight.grad is not None}
             values = {name: (g * weights[name]).abs() if method == "taylor" else g * g for name, g in graded.items()}
             for group in groups:
-                total[group.name] += _summed(group, values)
+                total[group.name] += _rises(module, group, loss, batch) - float(value) if group.blocks else _summed(group, values)
         count += 1
     _check_count(count)
     return {name: score / count for name, score in total.items()}
+
+
+def _rises(module: nn.Module, group: Group, loss: Loss, batch: Any) -> torch.Tensor:
+    """The loss without each block [units]."""
+    found = []
+    for at in group.blocks:
+        with skipped(module, f"{group.name}.{at}"):
+            found.append(float(loss(module, batch)))
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def _activations(module: nn.Module, groups: Groups, loss: Loss | None, batches: Iterable[Any]) -> Scores:
