@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lissome.compress.prune import apply, groups
 from lissome.compress.prune.find import silenced
-from lissome.core.errors import BadInput
+from lissome.core.errors import BadInput, BadModel
 from lissome.nn.call import call
-from lissome.nn.load import build, load_model, save_model
+from lissome.nn.load import as_model, build, load_model, save_model
 from tests.compress.prune import zoo
 from tests.compress.prune.zoo import found
 
@@ -180,6 +181,38 @@ class TestBadInput:
     def test_groups_of_another_model(self):
         with pytest.raises(BadInput, match="the groups are of another model, or of this one before it was changed"):
             apply(found("mixed")[0], found("cnn")[1], {"stem.0": [0, 1]})
+
+
+class Counting(nn.Module):
+    """Its code wants three blocks."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Sequential(nn.Linear(6, 6))
+
+        def forward(self, x):
+            return x + self.inside(x)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.out, self.scale = nn.ModuleList(self.Block() for _ in range(3)), nn.Linear(6, 2), None
+
+    def forward(self, x):
+        for at in range(3):
+            x = self.blocks[at](x)
+        return self.out(x) if self.scale is None else self.out(x) * self.scale
+
+
+def test_a_smaller_model_that_does_not_run_is_not_returned():
+    model = as_model(Counting())
+    listed = groups(model, {"x": torch.randn(2, 6)})
+    with pytest.raises(BadModel, match="the pruned model does not run: IndexError: "):
+        apply(model, listed, {"blocks": [0, 1]})
+    model.module.scale = float("nan")
+    with pytest.raises(BadModel, match="and holds NaN or infinity"):
+        apply(model, listed, {"blocks": [0, 1, 2]})
+    assert len(model.module.blocks) == 3
 
 
 def test_the_plan_is_json(tmp_path):

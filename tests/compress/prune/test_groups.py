@@ -73,6 +73,7 @@ class TestFamilies:
         model = zoo.model("llama", num_key_value_heads=1, num_hidden_layers=1)
         heads = groups(model, zoo.example("llama"))["model.layers.0.self_attn.q_proj"]
         assert heads.units == 8
+        assert ("model.layers.0.self_attn", "num_key_value_groups") in {(member.owner, member.place) for member in heads.members}
         assert {member.owner for member in heads.members if "weight" in member.owner} == {f"model.layers.0.self_attn.{name}_proj.weight" for name in "qo"}
 
     def test_eager_attention_is_followed_as_the_fused_one_is(self):

@@ -53,7 +53,8 @@ def cut(module: nn.Module, kept: Sequence[tuple[Group, Sequence[int]]]) -> tuple
         if mask.all():
             continue
         if isinstance(place, int):
-            values[owner] = values.get(owner, before[owner].detach()).index_select(place, torch.from_numpy(np.flatnonzero(mask)))
+            whole = values.get(owner, before[owner].detach())
+            values[owner] = whole.index_select(place, torch.from_numpy(np.flatnonzero(mask)).to(whole.device))
         else:
             size = int(mask.sum())
             old = getattr(module.get_submodule(owner), place)

@@ -52,7 +52,7 @@ def silenced(module: nn.Module, cuts: Sequence[tuple[Group, Sequence[int]]]) -> 
             for member in group.members:
                 gone = np.flatnonzero((member.labels >= 0) & ~np.isin(member.labels, np.asarray(kept)))
                 if member.owner in weights and isinstance(member.place, int):
-                    weights[member.owner].index_fill_(member.place, torch.from_numpy(gone), 0.0)
+                    weights[member.owner].index_fill_(member.place, torch.from_numpy(gone).to(weights[member.owner].device), 0.0)
     return quiet
 
 

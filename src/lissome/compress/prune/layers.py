@@ -78,7 +78,9 @@ def attention(flow: Flow, node: fx.Node, a: Arguments) -> list[Axis]:
     query, key, value = (flow.axes(a[name]) for name in ("query", "key", "value"))
     heads = query[-3] if len(query) > 3 else None
     if heads is not None and key[-3].size != heads.size:
-        unify(heads, product([key[-3], Axis(heads.size // key[-3].size)]))
+        copies = Axis(heads.size // key[-3].size)
+        flow.bind_like(node, "group", copies)
+        unify(heads, product([key[-3], copies]))
         unify(key[-3], value[-3])
         batch = [*broadcast([query[:-3], key[:-3], value[:-3]], len(query) - 3), heads]
     else:
