@@ -11,7 +11,7 @@ import pytest
 from lissome.core.contract import Contract
 from lissome.engines import measure, torch_eager
 from lissome.engines.table import ENGINES
-from lissome.optimize import tables, verify
+from lissome.optimize import costs, tables, verify
 from lissome.optimize.run import Optimized, optimize
 
 MODEL = '''
@@ -34,6 +34,15 @@ def build(seed: int = 0, width: int = 160) -> nn.Module:
         net[4].weight.copy_(solved[:-1].T)
         net[4].bias.copy_(solved[-1])
     return net.float()
+
+
+def outlier() -> nn.Module:
+    """The same with one loud hidden unit that nothing reads: it stretches the range of what goes into the second layer."""
+    net = build()
+    with torch.no_grad():
+        net[0].bias[7] = 300.0
+        net[2].weight[:, 7] = 0.0
+    return net
 
 
 def three() -> nn.Module:
@@ -98,6 +107,7 @@ def quick(patch: pytest.MonkeyPatch, problem: Path, cache_folder: Path) -> None:
     patch.setattr(torch_eager, "has_bf16", lambda isa: False)
     patch.setattr(measure, "SLICE_S", 0.005)
     patch.setattr(tables, "ROUNDS", 6)
+    patch.setattr(costs, "ROUNDS", 6)
     patch.setattr(verify, "ROUNDS", 7)
 
 

@@ -17,7 +17,7 @@ from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
 from lissome.optimize.bench import Bench, Variant
 from lissome.optimize.sensitivity import Probe
-from lissome.optimize.solve import Solution, latency_of, solve
+from lissome.optimize.solve import Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
 from lissome.optimize.tables import Row, build_variant, measure_rows
 
@@ -43,10 +43,13 @@ class Climb:
     steps: list[str] = field(default_factory=list)
 
     def options(self) -> list[Option]:
-        """Ways that run the model as it is, the fastest of each engine first; compiled ones are left out, as every shape would be compiled anew."""
+        """Ways that run the model as it is, one an engine: first what is nearest to the limits other than accuracy, of equals the fastest.
+
+        Compiled ones are left out, as every shape would be compiled anew.
+        """
         usable = [row for row in self.rows if row.usable and row.variant is None and row.keepable and row.option.engine != "torch.compile"]
         best: dict[str, Option] = {}
-        for row in sorted(usable, key=lambda row: latency_of(row, self.solution.name)):
+        for row in sorted(usable, key=lambda row: (distance(shrink.missed(self.bench, row)), latency_of(row, self.solution.name))):
             best.setdefault(row.option.engine, row.option)
         return list(best.values())[:ENGINES]
 
@@ -94,15 +97,20 @@ def check_time(bench: Bench, name: str, seconds: float) -> None:
 
 
 def mixed_options(climb: Climb) -> list[Option]:
-    """Engines on which a precision per layer may help: where int8 keeps every limit but the one on accuracy. Raises CannotHelp without one."""
+    """Engines on which a precision per layer may help: where int8 keeps every limit but the one on accuracy, or came out too wrong to be timed.
+
+    Raises CannotHelp without one.
+    """
     if climb.bench.contract.limit("max_drop") is None:
         raise CannotHelp("It makes int8 more accurate, and there is no limit on accuracy")
     if climb.bench.model.architecture.kind == "exported":
         raise CannotHelp("A module in memory could not be built again; give a factory")
     found: dict[str, Option] = {}
-    timed = [row for row in climb.rows if row.result is not None and not row.result.failed and row.variant is None]
-    for row in sorted(timed, key=lambda row: latency_of(row, climb.solution.name)):
-        if row.option.engine in MIXED and row.option.precision.startswith("int8") and not shrink.missed(climb.bench, climb.rows[0], row):
+    int8 = [row for row in climb.rows if row.variant is None and row.option.engine in MIXED and row.option.precision.startswith("int8")]
+    timed = sorted((row for row in int8 if row.result is not None and not row.result.failed), key=lambda row: latency_of(row, climb.solution.name))
+    wrong = [row for row in int8 if row.result is None and row.parity is not None and not row.parity.ok]
+    for row in (*timed, *wrong):
+        if row in wrong or not shrink.missed(climb.bench, row):
             found.setdefault(row.option.engine, Option(engine=row.option.engine, precision="mixed", padding=row.option.padding))
     if not found:
         raise CannotHelp("Even with every layer in int8, the limits other than accuracy are missed")
@@ -156,7 +164,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     base, floor = shrink.ground(bench, climb.rows[0], options[0])
     if floor.trouble is not None:
         raise CannotHelp(f"The smallest shape of the model does not run under {options[0].name}: {floor.trouble}")
-    over = shrink.missed(bench, base.original, floor)
+    over = shrink.missed(bench, floor)
     if over:
         raise CannotHelp(f"Even the smallest shape of the model under {options[0].name} misses {over[0].limit}: {over[0].figure}")
     check_time(bench, "prune and distil", shrink.EPOCHS * shrink.seconds_per_epoch(bench) + TABLE_S)

@@ -18,7 +18,7 @@ from lissome.compress.quantize.task import calibration, qat_for_task
 from lissome.core.cache import digest
 from lissome.core.manifest import Option, PartChoice, PartOption
 from lissome.core.measurement import Measurement
-from lissome.core.quantization import LayerQuant, Quantization, Quantized
+from lissome.core.quantization import Quantization, Quantized, Scales
 from lissome.core.statistics import median_interval
 from lissome.engines.measure import Result
 from lissome.nn.call import call
@@ -105,8 +105,10 @@ def shared_layers(module: nn.Module, quantization: Quantization, batch: Mapping[
 
 def spared(quantized: Quantized, layers: Sequence[str]) -> Quantized:
     """The same with `layers` left in float."""
-    kept = {name: LayerQuant(precision="fp32") if name in layers else quant for name, quant in quantized.quantization.layers.items()}
-    return Quantized(quantized.model, Quantization(layers=kept, norms=quantized.quantization.norms), quantized.scales, quantized.notes)
+    kept = {name: quant for name, quant in quantized.quantization.layers.items() if name not in layers}
+    norms = {name: norm for name, norm in quantized.quantization.norms.items() if name in kept}
+    scales = Scales({name: found for name, found in quantized.scales.layers.items() if name in kept})
+    return Quantized(quantized.model, Quantization(layers=kept, norms=norms), scales, quantized.notes)
 
 
 @dataclass(frozen=True)

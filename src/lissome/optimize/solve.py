@@ -137,7 +137,7 @@ def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int)
     ranked = rank(feasible, name)
     if ranked:
         return Solution(tuple(ranked), front(usable, original, name), name)
-    nearest = min(usable, key=lambda row: _distance(readings[id(row)]))
+    nearest = min(usable, key=lambda row: distance(readings[id(row)]))
     found = readings[id(nearest)]
     return Solution((), front(usable, original, name), name, nearest, found, propose(contract, found))
 
@@ -147,7 +147,7 @@ def contenders(rows: Sequence[Row], contract: Contract, machine: str, test_size:
     solution = solve(rows, contract, machine, test_size)
     limits = contract.limits()
     others = [row for row in rows if row.usable and row not in solution.ranked]
-    missed = {id(row): _distance([read(row, rows[0], limit, contract.level, machine, test_size) for limit in limits]) for row in others}
+    missed = {id(row): distance([read(row, rows[0], limit, contract.level, machine, test_size) for limit in limits]) for row in others}
     return [*solution.ranked, *sorted(others, key=lambda row: missed[id(row)])]
 
 
@@ -173,7 +173,7 @@ def latency_of(row: Row, name: str) -> float:
     return float(np.median(np.asarray(row.result.rounds[name]) / np.asarray(row.original.rounds[name])))
 
 
-def _distance(readings: Sequence[Reading]) -> float:
+def distance(readings: Sequence[Reading]) -> float:
     """How far a row is from the contract: the sum of logarithms of what it misses by."""
     return sum(math.log(min(reading.excess, 1e9)) for reading in readings if not reading.holds)
 

@@ -1,0 +1,101 @@
+"""The climb on the small problem. Contracts here limit size and accuracy: a test never depends on a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from lissome.core.cache import Cache
+from lissome.core.contract import Contract
+from lissome.core.errors import BadModel
+from lissome.core.manifest import read_manifest
+from lissome.data import load_task
+from lissome.machine.identity import identify
+from lissome.nn.load import load_model
+from lissome.optimize import escalate, shrink
+from lissome.optimize.bench import make_bench
+from lissome.optimize.escalate import CannotHelp, check_time
+from lissome.optimize.recheck import verify
+from lissome.optimize.run import optimize
+
+
+class Heard:
+    """Progress that remembers what was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def stage(self, text, total=None):
+        pass
+
+    def step(self, n=1, note=""):
+        pass
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_a_size_that_int8_alone_cannot_keep_is_met_by_pruning_and_teaching(here, tmp_path):
+    heard = Heard()
+    result = optimize("tiny_model:build", str(here / "task.yaml"), Contract(max_drop="3%", size="5x"), out=tmp_path / "artifact", progress=heard)
+    assert result.verdict.status == "met"
+    assert any(text.startswith("Next: prune and distil, about") for text in heard.said)
+    assert "Not tried: better int8 scales. Even with every layer in int8, the limits other than accuracy are missed." in heard.said
+    manifest = read_manifest(result.folder)
+    assert "distilled" in manifest.plan.name
+    assert any("neurons" in part.chosen for part in manifest.parts)
+    assert all(part.taken.loss.value >= 0 for part in manifest.parts)
+    assert len(manifest.steps) == 2
+    assert load_model(str(result.folder / "changed")).fingerprint != load_model(str(result.folder)).fingerprint == manifest.model.fingerprint
+    assert verify(result.folder).verdict.status == "met"
+
+
+def test_accuracy_that_int8_loses_is_met_by_better_scales(here, tmp_path):
+    heard = Heard()
+    result = optimize("tiny_model:outlier", str(here / "task.yaml"), Contract(max_drop="3%", size="2x"), out=tmp_path / "artifact", progress=heard)
+    assert result.verdict.status == "met"
+    assert result.manifest.plan.precision == "mixed"
+    assert result.manifest.plan.change == "scales searched"
+    assert "int8 scales by" in result.manifest.steps[0]
+    int8 = [row.outcome for row in result.manifest.tried if row.option.engine == "onnxruntime" and row.option.precision.startswith("int8")]
+    assert set(int8) <= {"over limit", "failed"}
+    assert verify(result.folder).verdict.status == "met"
+
+
+def test_a_pass_that_fails_is_left_out_and_the_climb_goes_on(here, tmp_path, monkeypatch):
+    heard = Heard()
+
+    def broken(climb):
+        raise BadModel("the pass gave NaN", where="net.2")
+
+    monkeypatch.setattr(escalate, "RUNGS", (escalate.Rung("first", broken), escalate.Rung("second", broken)))
+    result = optimize("tiny_model:build", str(here / "task.yaml"), Contract(max_drop="3%", size="5x"), out=tmp_path / "artifact", progress=heard)
+    assert result.verdict.status == "infeasible"
+    assert [text for text in heard.said if "left out" in text] == [f"{name} failed and was left out: the pass gave NaN" for name in ("first", "second")]
+
+
+def test_what_takes_longer_than_is_left_is_not_begun(here):
+    heard = Heard()
+    task = load_task(str(here / "task.yaml"))
+    bench = make_bench(load_model("tiny_model:build"), task, Contract(size="5x", spend="10s"), identify(), Cache(), heard)
+    with pytest.raises(CannotHelp, match="It takes about 3 min here, and --spend leaves less"):
+        check_time(bench, "something", 180)
+    check_time(bench, "something", 2)
+    assert heard.said == ["Next: something, about 2 s here."]
+
+
+def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatch):
+    """The first shape that is built misses the limit on size; the next one is smaller."""
+    heard, asked = Heard(), []
+    bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), heard)
+    from lissome.core.manifest import Option
+    from lissome.optimize.options import ORIGINAL
+    from lissome.optimize.tables import built
+
+    base, _ = shrink.ground(bench, built(bench, ORIGINAL), Option(engine="onnxruntime", precision="fp32"))
+    solved = shrink._solved
+    monkeypatch.setattr(shrink, "_solved", lambda menus, budgets: asked.append(budgets[1]) or solved(menus, budgets))
+    real = shrink.missed
+    monkeypatch.setattr(shrink, "missed", lambda bench, row: ["still too large"] if len(asked) < 2 else real(bench, row))
+    assert shrink.plan(bench, base, shrink.probe_of(bench)) is not None
+    assert len(asked) == 2
+    assert asked[1] < asked[0] < 0
