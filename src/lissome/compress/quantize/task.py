@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from lissome.compress.distill.terms import soft_logits
 from lissome.compress.qat import qat
@@ -32,7 +33,7 @@ from lissome.nn.call import accepted
 from lissome.nn.load import load_model
 from lissome.train.batches import LABELS, Batches
 from lissome.train.callbacks import KeepBest
-from lissome.train.finetune import classification_loss, score_of
+from lissome.train.finetune import score_of
 from lissome.train.loop import Loss
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 256, 8
@@ -118,15 +119,16 @@ def qat_for_task(original: Model, quantized: Quantized, task: Task, config: QatT
 
 def taught_loss(original: Model, share: float) -> Loss:
     """(1 - share) times the cross entropy of the labels, plus share times the divergence from the float model's outputs."""
-    plain, teacher = classification_loss(), original.module
+    teacher = original.module
 
     def loss(module: torch.nn.Module, batch: Any) -> torch.Tensor:
-        hard: torch.Tensor = plain(module, batch) if share < 1 else torch.zeros(())
+        outputs = forward(module, batch).float()
+        hard = functional.cross_entropy(outputs, batch[LABELS].long())
         if not share:
             return hard
         with torch.no_grad():
             expected = forward(teacher, batch)
-        return (1 - share) * hard + share * soft_logits(forward(module, batch), expected)
+        return (1 - share) * hard + share * soft_logits(outputs, expected)
 
     return loss
 
