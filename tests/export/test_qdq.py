@@ -106,6 +106,17 @@ def test_onnx_runtime_fuses_all_of_it(quantised, tmp_path, name, precision, expe
     assert {kind: found[kind] for kind in expected} == expected
 
 
+def test_fused_and_plain_compute_the_same(quantised, forms, tmp_path):
+    import onnx
+
+    quantized, batch = quantised.model("bert", precision="int8-static"), forms["bert"].batch(4, 11, 0)
+    write_quantized(forms.form("bert", "onnxruntime", "fp32"), tmp_path, quantized.quantization, quantized.scales)
+    assert {node.domain for node in onnx.load(str(tmp_path / "model.onnx")).graph.node} == {""}, "plain ONNX"
+    assert operators(tmp_path / "model.onnx", tmp_path)["MatMulIntegerToFloat"] == 12
+    plain, fused = (load("onnxruntime", form, Load("mixed", 1)).run(batch) for form in (tmp_path, quantised.form("bert", precision="int8-static")))
+    assert relative_error(plain, fused) < 1e-6
+
+
 @pytest.mark.parametrize(("name", "kind", "count"), [("bert", "FullyConnected", 14), ("cnn", "Convolution", 9)])
 def test_openvino_runs_it_in_integers(quantised, name, kind, count):
     import openvino as ov

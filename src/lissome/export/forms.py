@@ -100,14 +100,14 @@ def _mixed_form(recipe: Recipe, engine: str, cache: Cache, quantized: Quantized 
         what = f"takes no {alien[1]} layer, which {alien[0]} is to be" if known and alien else "takes no precision per layer"
         raise BadInput(f"{engine} {what}.", expected=", ".join(known) or f"one of the engines {', '.join(MIXED)}")
     own = dataclasses.replace(recipe, model=quantized.model)
-    key = digest(form_key(own, engine, "mixed"), quantized.fingerprint)
+    key = digest("mixed-2", form_key(own, engine, "mixed"), quantized.fingerprint)
 
     def make(folder: Path) -> None:
         from lissome.export.qdq import write_quantized
 
         source = build_form(own, "onnxruntime", "fp32", cache)
         if engine == "onnxruntime":
-            write_quantized(source, folder, quantized.quantization, quantized.scales)
+            write_quantized(source, folder, quantized.quantization, quantized.scales, fused=True)
             return
         from lissome.export.quantized import to_openvino
 

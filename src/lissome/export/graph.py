@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ def scope_of(node: Any) -> str:
     scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
     path = ast.literal_eval(scopes) if scopes else []
     return path[-2].removeprefix("module.") if len(path) >= 2 else ""
+
+
+class Uint8(NamedTuple):
+    """Names of a rounded activation, its scale and its zero point."""
+
+    name: str
+    scale: str
+    zero: str
 
 
 class Edits:
@@ -36,7 +44,7 @@ class Edits:
         self.maker = {name: node for node in self.graph.node for name in node.output}
         self.places: dict[str, list[Any]] = {}
         self.added: dict[str, Any] = {}
-        self.quantized: dict[tuple[str, float, int], str] = {}
+        self.quantized: dict[tuple[str, float, int], Uint8] = {}
         self.domains: set[str] = set()
 
     def weight(self, name: str) -> np.ndarray | None:
@@ -55,6 +63,15 @@ class Edits:
             return inner
         order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
         return inner.transpose(order)
+
+    def bias_after(self, node: Any) -> tuple[Any, str] | None:
+        """The one Add that uses the node's result, and the vector it adds; None where something else happens to the result."""
+        users = [user for user in self.graph.node if node.output[0] in user.input]
+        if len(users) != 1 or users[0].op_type != "Add" or any(one.name == node.output[0] for one in self.graph.output):
+            return None
+        other = next((name for name in users[0].input if name != node.output[0]), "")
+        array = self.read(self.initial[other]) if other in self.initial else None
+        return (users[0], other) if array is not None and array.ndim == 1 and array.dtype == np.float32 else None
 
     def constant(self, name: str, array: np.ndarray | np.generic, kind: int | None = None) -> str:
         """Add an initializer under a fresh name; return that name. kind: its ONNX type where numpy has none (its bytes are then `array`'s)."""
