@@ -6,7 +6,7 @@ import torch
 from lissome.train import precision
 from lissome.train.config import TrainConfig
 from lissome.train.loop import train
-from lissome.train.precision import choose_precision
+from lissome.train.precision import AttentionInFloat, choose_precision
 from tests.train.small import bits, data, loader, loss, small
 
 CPU = torch.device("cpu")
@@ -85,3 +85,20 @@ def test_the_batch_of_middle_size_is_timed(monkeypatch):
     x, y = data(20)
     train(small(), list(zip(x.split((12, 2, 6)), y.split((12, 2, 6)), strict=True)), loss, TrainConfig())
     assert set(seen) == {6}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_attention_in_float_is_float32_attention_rounded(by_name):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    mask[1, :, :, 3:] = False
+    attend = torch.nn.functional.scaled_dot_product_attention
+    expected = attend(q.float(), k.float(), v.float(), attn_mask=mask).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16), AttentionInFloat():
+        found = attend(query=q, key=k, value=v, attn_mask=mask) if by_name else attend(q, k, v, mask)
+        assert attend(q.float(), k, v.float()).dtype == torch.bfloat16, "what autocast does to float32 is left to it"
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    found.float().sum().backward()
+    assert torch.isfinite(q.grad).all()
