@@ -9,6 +9,7 @@ from lissome.core.contract import Contract
 from lissome.core.errors import BadModel
 from lissome.core.manifest import read_manifest
 from lissome.data import load_task
+from lissome.engines.artifact import open_artifact
 from lissome.machine.identity import identify
 from lissome.nn.load import load_model
 from lissome.optimize import escalate, shrink
@@ -58,6 +59,7 @@ def test_accuracy_that_int8_loses_is_met_by_better_scales(here, tmp_path):
     assert "int8 scales by" in result.manifest.steps[0]
     int8 = [row.outcome for row in result.manifest.tried if row.option.engine == "onnxruntime" and row.option.precision.startswith("int8")]
     assert set(int8) <= {"over limit", "failed"}
+    assert open_artifact(result.folder).predict([[1.0, 1, 0, 0, 0, 0]])[0]["label"] == "right"
     assert verify(result.folder).verdict.status == "met"
 
 

@@ -15,20 +15,18 @@ from lissome.core.cache import digest
 from lissome.core.manifest import Option
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import median_interval
-from lissome.engines.measure import Result, measure
+from lissome.engines.measure import Result
 from lissome.engines.process import EngineFailed
 from lissome.export.forms import build_form, form_bytes
 from lissome.optimize.bench import Bench, recipe_of
 from lissome.optimize.sensitivity import Probe
 from lissome.optimize.structure import Change, Structure, cut
-from lissome.optimize.tables import Row, free_ram, subject
+from lissome.optimize.tables import Row, timed
 
 if TYPE_CHECKING:
     import torch
 
     from lissome.core.model import Model
-
-ROUNDS = 9
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,12 @@ def variant_row(bench: Bench, model: Model, option: Option) -> Row:
     return Row(option, form, form_bytes(form))
 
 
-def timed(bench: Bench, rows: Sequence[Row]) -> list[Result]:
-    """All rows in one interleaved run. Raises EngineFailed when the first, which the others are held against, fails."""
-    subjects = [subject(bench, row) for row in rows]
-    run = measure(subjects, bench.machine.fingerprint, rounds=ROUNDS, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
-    if run.results[0].failed:
-        raise EngineFailed(f"the model could not be timed: {run.results[0].failed}")
-    return list(run.results)
+def results_of(bench: Bench, rows: Sequence[Row]) -> list[Result]:
+    """What one interleaved run gives for each row. Raises EngineFailed when the first, which the others are held against, fails."""
+    results, _ = timed(bench, rows)
+    if results[0].failed:
+        raise EngineFailed(f"the model could not be timed: {results[0].failed}")
+    return results
 
 
 def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor]) -> dict[tuple[object, ...], Cost]:
@@ -60,7 +57,7 @@ def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[
 
     Blocks are measured by leaving half of them out, so that what stays still runs as it will.
     """
-    key = bench.key(option, "savings-1", bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed, ROUNDS)
+    key = bench.key(option, "savings-1", bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed)
     stored: list[dict[str, Any]] | None = bench.cache.get("savings", key)
     groups = _by_signature(structure)
     if stored is None:
@@ -85,7 +82,7 @@ def _measured(
         rows.append(_built(bench, structure, option, scores, changes))
         bench.progress.step(note=f"{changes[0].group}: {changes[0].name}")
     base = variant_row(bench, structure.model, option)
-    results = timed(bench, [base, *(row for row in rows if row is not None)])
+    results = results_of(bench, [base, *(row for row in rows if row is not None)])
     whole, left = results[0], iter(results[1:])
     return [{} if row is None else _saved(bench, whole, base, next(left), row, len(changes)) for row, changes in zip(rows, classes, strict=True)]
 

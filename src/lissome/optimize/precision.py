@@ -24,7 +24,7 @@ from lissome.engines.measure import Result
 from lissome.nn.call import call
 from lissome.optimize.additive import Choice, Point, front
 from lissome.optimize.bench import Bench, Variant, vary
-from lissome.optimize.costs import timed, typical
+from lissome.optimize.costs import results_of, typical
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.tables import Row, built
 from lissome.train.config import TrainConfig
@@ -139,7 +139,7 @@ def table(bench: Bench, quantized: Quantized, option: Option, probe: Probe) -> T
     for members in classes.values():
         rows.append(_row(bench, spared(quantized, [name for one in members for name in one.layers]), option))
         bench.progress.step(note=members[0].name)
-    whole, *others = timed(bench, rows)
+    whole, *others = results_of(bench, rows)
     cost = {signature: _slower(bench, whole, found, len(classes[signature])) for signature, found in zip(classes, others, strict=True)}
     return Table(tuple(sets), tuple(losses), tuple(cost[one.signature] for one in sets), typical(whole))
 

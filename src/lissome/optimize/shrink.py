@@ -24,7 +24,7 @@ from lissome.core.measurement import Measurement
 from lissome.optimize.additive import Choice, Point, front, within
 from lissome.optimize.batches import judging_order
 from lissome.optimize.bench import Bench, Variant, original_form, outputs, vary
-from lissome.optimize.costs import Cost, losses, savings, timed, typical, variant_row
+from lissome.optimize.costs import Cost, losses, results_of, savings, typical, variant_row
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.solve import Reading, read
@@ -76,7 +76,7 @@ def ground(bench: Bench, original: Row, option: Option) -> tuple[Ground, Row]:
 
 def with_results(rows: list[Row], bench: Bench) -> list[Row]:
     """The rows with what one interleaved run gave; the first is the original."""
-    for row, result in zip(rows, results := timed(bench, rows), strict=True):
+    for row, result in zip(rows, results := results_of(bench, rows), strict=True):
         row.result, row.original, row.trouble = result, results[0], result.failed
     return rows
 
@@ -222,8 +222,9 @@ def _solved(menus: Sequence[Menu], budgets: tuple[float | None, float | None]) -
     latency, size = budgets
     if size is not None:
         return within(groups, budgets)
-    kept = [point for point in front(groups) if latency is None or point.costs[0] <= latency]
-    return min(kept, key=lambda point: point.loss, default=None)
+    points = front(groups)
+    kept = [point for point in points if latency is None or point.costs[0] <= latency]
+    return min(kept, key=lambda point: point.loss, default=points[0])  # the fastest, where none seems fast enough: only timing it tells
 
 
 def _choices(

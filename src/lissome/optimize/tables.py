@@ -16,6 +16,7 @@ from lissome.engines.process import EngineFailed, Process, write_batches
 from lissome.export.forms import form_bytes
 from lissome.export.parity import TOLERANCE, Parity, compare, first_departure
 from lissome.machine.memory import current_rss
+from lissome.machine.versions import versions
 from lissome.optimize.batches import scoring_batches, timing_batches
 from lissome.optimize.bench import Bench, Variant, formed, judged, original_form, outputs
 from lissome.optimize.options import ORIGINAL
@@ -199,7 +200,7 @@ def measure_rows(bench: Bench, rows: Sequence[Row], original: Row) -> None:
     """Time all rows against the original in interleaved runs (more than one where --ram does not hold them at once)."""
     waiting = [row for row in rows if row.trouble is None and row is not original]
     while waiting or original.result is None:
-        results, noise = _cached_run(bench, [original, *waiting])
+        results, noise = timed(bench, [original, *waiting])
         original.result = results[0] if original.result is None else original.result
         original.noise = noise
         if results[0].failed:
@@ -253,10 +254,12 @@ def free_ram(bench: Bench) -> float | None:
     return max(0.0, bench.contract.ram_mb - current_rss(bench.machine.fingerprint).value)
 
 
-def _cached_run(bench: Bench, rows: Sequence[Row]) -> tuple[list[Result], str]:
+def timed(bench: Bench, rows: Sequence[Row]) -> tuple[list[Result], str]:
+    """All rows in one interleaved run, and how noisy it was. Kept in the cache, by what the forms hold."""
     subjects = [subject(bench, row) for row in rows]
-    keys = [row.home(bench).key(row.option, row.option.padding) for row in rows]
-    key = digest("run-3", keys, bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, ROUNDS, bench.seed)
+    ways = [(_form(row).name, row.option.engine, row.option.precision, row.option.padding) for row in rows]  # a form's folder is named by its content
+    here = (bench.machine.fingerprint, versions(), bench.threads, bench.contract.ram)
+    key = digest("run-4", ways, here, bench.task.fingerprint, bench.contract.batch, ROUNDS, bench.seed)
     stored: dict[str, Any] | None = bench.cache.get("timings", key)
     if stored is None:
         run = measure(subjects, bench.machine.fingerprint, rounds=ROUNDS, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
