@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
-from lissome.core.manifest import Option
+from lissome.core.manifest import Option, PartChoice
+from lissome.core.model import Model
 from lissome.core.quantization import Quantized
 from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
-from lissome.optimize.bench import Bench, Variant
+from lissome.optimize.bench import Bench
 from lissome.optimize.sensitivity import Probe
 from lissome.optimize.solve import Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
@@ -31,9 +32,22 @@ class CannotHelp(Exception):
     """A rung that cannot lead to the contract, or not in the time that is left; the message is the reason, as sentences."""
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A planned smaller model, not yet taught. options: the ways it is run in; step: how it was planned."""
+
+    model: Model
+    parts: tuple[PartChoice, ...]
+    options: list[Option]
+    step: str
+
+
 @dataclass
 class Climb:
-    """Where the climb stands. rows: everything tried, the original first. quantized, steps: the int8 model that the rungs on precision build on."""
+    """Where the climb stands. rows: everything tried, the original first.
+
+    quantized, steps: the int8 model that the rungs on precision build on, and how it came about. shape: the smaller model that a rung planned.
+    """
 
     bench: Bench
     rows: list[Row]
@@ -41,6 +55,7 @@ class Climb:
     probe: Probe
     quantized: Quantized | None = None
     steps: list[str] = field(default_factory=list)
+    shape: Shape | None = None
 
     def options(self) -> list[Option]:
         """Ways that run the model as it is, one an engine: first what is nearest to the limits other than accuracy, of equals the fastest.
@@ -174,8 +189,25 @@ def prune_and_distil(climb: Climb) -> list[Row]:
         raise CannotHelp("No combination of smaller parts is fast and small enough")
     smaller, parts, point = found
     step = f"{shrink.words(parts)}, planned for {options[0].name} in {time.perf_counter() - begun:.0f} s ({point.loss:.2g} nats before teaching)"
-    taught: Variant = shrink.taught(bench, smaller, shrink.words(parts), parts, shrink.EPOCHS, (step,))
-    return build_variant(taught, options)
+    climb.shape = Shape(smaller, parts, options, step)
+    return taught_rows(bench, climb.shape, shrink.EPOCHS)
+
+
+def distil_longer(climb: Climb) -> list[Row]:
+    """The same smaller shape, taught for longer."""
+    shape = climb.shape
+    if shape is None:
+        raise CannotHelp("There is no smaller shape to teach")
+    tried = [row for row in climb.rows if row.variant and row.usable and row.variant.parts == shape.parts]
+    if not any(not shrink.missed(climb.bench, row) for row in tried):
+        raise CannotHelp("The smaller shape misses more than the limit on accuracy")
+    check_time(climb.bench, "longer lessons for the smaller model", shrink.LONG * shrink.seconds_per_epoch(climb.bench))
+    return taught_rows(climb.bench, shape, shrink.LONG)
+
+
+def taught_rows(bench: Bench, shape: Shape, epochs: float) -> list[Row]:
+    """The rows of a smaller shape after `epochs` of teaching."""
+    return build_variant(shrink.taught(bench, shape.model, shrink.words(shape.parts), shape.parts, epochs, (shape.step,)), shape.options)
 
 
 def _room(climb: Climb, latency: float) -> float | None:
@@ -194,4 +226,5 @@ RUNGS = (
     Rung("sensitive layers in float", layers_in_float),
     Rung("training with int8 in place", quantised_training),
     Rung("prune and distil", prune_and_distil),
+    Rung("distil for longer", distil_longer),
 )

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from lissome.core.model import Model
 
-EPOCHS = 4
+EPOCHS, LONG = 4, 12
+"""Epochs of the first lessons, and of those that are given when accuracy alone is still missed."""
 IMPORTANCE_BATCHES = 16
 MENDS = 3
 """How often a plan that turns out too slow is solved again, for a limit tightened by what the sum of savings was off."""
