@@ -23,9 +23,14 @@ from tests.nn import tiny
 MODEL, TASK = "tests.nn.tiny:mlp", "tests.compress.quantize.verbs:rows_task"
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path / "cache"))
+def cache(root, monkeypatch):
+    monkeypatch.setenv("LISSOME_CACHE", str(root))
     return Cache()
 
 
@@ -100,6 +105,10 @@ def test_without_a_task(tmp_path, capsys):
     assert "--task TASK" in shown
     assert command(["quantize", MODEL, "--precision", "w8a16", "--out", str(tmp_path / "a")]) == 0
     assert "no example of its inputs, so no ONNX form was written" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_transformers_model_says_what_its_inputs_look_like(tmp_path, capsys):
     bert = tiny.bert_folder(tmp_path / "bert", labels=3)
     assert command(["quantize", str(bert), "--precision", "int8-dynamic", "--out", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parity"] < 0.01
