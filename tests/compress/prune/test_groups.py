@@ -168,7 +168,13 @@ class TestLeftAlone:
         assert reasons(found(Overlapping(), x=torch.randn(2, 6)))["a"] in ("it shares its memory with a.weight", "it shares its memory with b.weight")
 
     def test_a_constant_in_the_code(self):
-        assert told(found(Literal(), x=torch.randn(2, 6))) == {}
+        listed = found(Literal(), x=torch.randn(2, 6))
+        assert told(listed) == {}
+        assert reasons(listed)["a"] == "it meets a constant in the model's code"
+
+    def test_a_sum_with_the_input(self):
+        listed = found(Plain(), x=torch.randn(2, 6))
+        assert reasons(listed)["blocks.0.a.0"] == "it is the model's input"
 
     def test_code_that_does_not_follow_its_own_sizes(self):
         listed = zoo.found("stubborn")[1]

@@ -18,8 +18,6 @@ from lissome.nn.resize import tensors
 INPUT, OUTPUT, POSITION = "it is the model's input", "it is the model's output", "it counts positions"
 ALIKE = "it is one of several equal parts"
 CONSTANT = "it meets a constant in the model's code"
-UNIT_FREE = frozenset({INPUT, POSITION, CONSTANT, ALIKE})
-"""Reasons of dimensions that are no units of a layer at all: they need no mention."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Flow:
     """What is known of a model's dimensions.
 
     weights: parameter or saved buffer -> its axes. produced: in the order of execution. bound: attributes that hold sizes.
-    scopes: the module in whose code each operation stands; reached: which operations lead to which, for the search of blocks.
+    known: of each node of the graph, the axes of its tensor, or a list of them for several.
     """
 
     def __init__(self, module: nn.Module, program: torch.export.ExportedProgram):

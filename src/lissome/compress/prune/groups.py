@@ -12,7 +12,7 @@ from torch import nn
 
 from lissome.compress.prune.axes import Axis, labels
 from lissome.compress.prune.config import Kind
-from lissome.compress.prune.flow import UNIT_FREE, Flow
+from lissome.compress.prune.flow import ALIKE, Flow
 from lissome.core.errors import BadInput, closest
 from lissome.nn.resize import tensors
 
@@ -33,7 +33,7 @@ class Member:
 class Group:
     """Units that can be removed one by one.
 
-    name: the first layer that makes them; of blocks, the list they are in. units: how many there are.
+    name: the first layer that makes them ("#2" behind it where it makes two kinds); of blocks, the list they are in. units: how many there are.
     parameters: how many weights go with one unit (of blocks: with the average one). width: how many indices of the layer's output are one unit.
     exact: removing a unit is the same as setting it to zero; not so where a normalisation averages over the units.
     members: what is cut. makers: the layers whose outputs hold the units, for their activations. blocks: positions of the units in the list.
@@ -100,7 +100,7 @@ def unit_groups(module: nn.Module, flow: Flow) -> tuple[list[Group], list[LeftAl
     groups: list[Group] = []
     left: dict[tuple[str, str], LeftAlone] = {}
     for leaf, name in choice.named.items():
-        if leaf.size < 2 or leaf.reason in UNIT_FREE:
+        if leaf.size < 2 or leaf.reason == ALIKE:
             continue
         members = _members(flow, leaf)
         reason = leaf.reason or choice.instead.get(leaf) or ("" if members else "a unit of it is multiplied with others of its own")
@@ -195,5 +195,5 @@ def _kind(module: nn.Module, leaf: Axis, members: tuple[Member, ...]) -> Kind:
 
 
 def _unused(name: str, groups: list[Group]) -> str:
-    taken = {group.name for group in groups}
-    return next(name if count == 1 else f"{name}#{count}" for count in range(1, len(groups) + 2) if (name if count == 1 else f"{name}#{count}") not in taken)
+    before = sum(group.name.partition("#")[0] == name for group in groups)
+    return f"{name}#{before + 1}" if before else name

@@ -13,6 +13,9 @@ from lissome.compress.prune.flow import ALIKE, POSITION, Flow, constant, operati
 from lissome.compress.prune.rules import Arguments, broadcast, first, positions, unknown
 
 
+SLICED = "it is sliced or padded at fixed places"
+
+
 def reduction(flow: Flow, node: fx.Node, a: Arguments) -> Any:
     """mean, sum, maximum... A sum does not notice a unit that is zero; the others do."""
     if isinstance(a.get("other"), fx.Node):
@@ -170,7 +173,9 @@ def resized(flow: Flow, node: fx.Node, a: Arguments) -> list[Axis]:
     x = flow.axes(first(a))
     out = []
     for axis, size in zip(x, node.meta["val"].shape, strict=True):
-        out.append(axis if axis.size == size else Axis(int(size), reason=axis.keep("it is sliced or padded at fixed places").reason or POSITION))
+        if axis.size != size:
+            axis.keep(SLICED)
+        out.append(axis if axis.size == size else Axis(int(size), reason=SLICED))
     return out
 
 
