@@ -85,6 +85,18 @@ def test_exceptions_by_name_and_pattern(zoo):
         quantize(zoo.model("bert"), QuantizeConfig(layers={"clasifier": LayerQuant()}), batches_of("bert"))
 
 
+@pytest.mark.parametrize(
+    ("model", "pattern", "quant", "expected"),
+    [
+        ("cnn", "*", LayerQuant(precision="w8a16"), "the convolution stem.0 cannot be w8a16"),
+        ("bert", "*word_embeddings", LayerQuant(precision="w4a16", group=32), "takes one symmetric scale a row"),
+    ],
+)
+def test_layers_that_cannot_be_so(zoo, model, pattern, quant, expected):
+    with pytest.raises(BadInput, match=expected):
+        quantize(zoo.model(model), QuantizeConfig(layers={pattern: quant}), batches_of(model))
+
+
 @pytest.mark.parametrize(("spare", "count"), [(0.25, 1), (2, 2), (99, 3)])
 def test_the_most_sensitive_layers_are_spared(zoo, spare, count):
     found = quantize(zoo.model("mlp"), QuantizeConfig(smallest=1, precision="w4a16", adaptive_layers=spare), batches_of("mlp"))

@@ -100,8 +100,18 @@ def chosen_layers(module: nn.Module, config: QuantizeConfig) -> dict[str, LayerQ
         if not fitting:
             near = closest(pattern, list(candidates))
             raise BadInput(f'`layers` names "{pattern}", which no layer of the model is called.{near}', expected=", ".join(islice(candidates, 8)) + ", ...")
+        for name in fitting:
+            _check_suits(name, candidates[name], quant)
         found.update(dict.fromkeys(fitting, quant))
     return {name: quant for name, quant in found.items() if quant.precision != "fp32"}
+
+
+def _check_suits(name: str, layer: nn.Module, quant: LayerQuant) -> None:
+    """Raise BadInput where a layer of this kind cannot be computed so."""
+    if isinstance(layer, nn.Embedding) and (quant.group is not None or not quant.symmetric):
+        raise BadInput(f"the embedding {name} takes one symmetric scale a row.", expected='LayerQuant(precision="w8a16")')
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and quant.precision not in ("fp32", "bf16", "int8-static"):
+        raise BadInput(f"the convolution {name} cannot be {quant.precision}.", expected="int8-static, bf16 or fp32", do="name layers more narrowly in `layers`")
 
 
 def _tied(candidates: Mapping[str, nn.Module]) -> set[str]:
