@@ -12,7 +12,6 @@ from lissome.compress.prune.axes import Axis, concatenation, factors, product, r
 from lissome.compress.prune.flow import ALIKE, POSITION, Flow, constant, operation
 from lissome.compress.prune.rules import Arguments, broadcast, first, positions, unknown
 
-
 SLICED = "it is sliced or padded at fixed places"
 
 
