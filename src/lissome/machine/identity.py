@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -201,6 +201,12 @@ def usable_ram(root: Path = Path("/"), host: Host | None = None) -> int:
     total = int(found.group(1)) * 1024 if found else 0
     limit = memory_limit(root)
     return min(total, limit) if total and limit else total or limit or 0
+
+
+def saturates(isa: Iterable[str]) -> bool:
+    """Whether products of 8-bit weights overflow here: x86 without VNNI adds pairs of them in 16 bits (onnxruntime#6004)."""
+    names = {name.upper().replace("_", "-") for name in isa}
+    return "AVX2" in names and not any("VNNI" in name or "AMX" in name for name in names)
 
 
 def last_level_cache(root: Path = Path("/"), host: Host | None = None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lissome.core.manifest import MachineInfo, Option, Tried
 from lissome.core.task import Padding, Task
 from lissome.engines.table import ENGINES, PRECISIONS, engine
+from lissome.machine.identity import saturates
 
 ORIGINAL = Option(engine="torch", precision="fp32", padding="longest")
 """What the user runs today: torch, called, in float32. Every ratio is against this."""
@@ -48,6 +49,5 @@ def padded(options: Sequence[Option], task: Task) -> list[Option]:
 
 
 def reduce_range(machine: MachineInfo) -> bool:
-    """Whether int8 weights must keep to 7 bits: x86 without VNNI adds products in 16 bits, which saturate (onnxruntime#6004)."""
-    isa = {name.upper().replace("_", "-") for name in machine.isa}
-    return "AVX2" in isa and not any("VNNI" in name or "AMX" in name for name in isa)
+    """Whether int8 weights must keep to 7 bits on this machine."""
+    return saturates(machine.isa)

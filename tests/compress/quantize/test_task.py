@@ -68,6 +68,16 @@ def test_training_goes_on_from_the_folder(made, tmp_path, cache):
     assert set(direct.precisions.values()) == {"int8-dynamic"}
 
 
+@pytest.mark.parametrize(("isa", "levels"), [(("AVX2",), 63), (("AVX2", "AVX512-VNNI"), 127), (("NEON",), 127)])
+def test_seven_bits_where_eight_overflow(tmp_path, monkeypatch, cache, isa, levels):
+    from lissome.compress.quantize import task as room
+
+    monkeypatch.setattr(room, "identify", lambda: dataclasses.make_dataclass("Machine", ["isa"])(isa))
+    monkeypatch.setattr(room, "write", lambda out, original, made, *_: made)
+    made = quantize_to(tmp_path / "out", MODEL, None, QuantizeConfig(precision="int8-dynamic"), cache)
+    assert {quant.levels[1] for quant in made.quantization.layers.values()} == {levels}
+
+
 def test_calibration_is_a_fixed_draw():
     task = rows_task(300)
     first, second = calibration(task), calibration(task)

@@ -29,6 +29,7 @@ from lissome.core.task import SplitName, Task
 from lissome.data import load_task
 from lissome.engines.table import MIXED, Load, Session, load
 from lissome.export.forms import Recipe, build_form, form_bytes
+from lissome.machine.identity import identify, saturates
 from lissome.nn.call import accepted
 from lissome.nn.load import load_model
 from lissome.train.batches import LABELS, Batches
@@ -73,7 +74,7 @@ def quantize_to(
     config, cache, progress = config or QuantizeConfig(), cache or Cache(), progress or Silent()
     original = load_model(model)
     loaded = load_task(task, original.directory) if task else None
-    made = quantize(original, config, calibration(loaded) if loaded else None, progress=progress)
+    made = quantize(original, _for_here(config), calibration(loaded) if loaded else None, progress=progress)
     return write(out, original, made, loaded, cache, progress)
 
 
@@ -98,7 +99,7 @@ def qat_to(
     else:
         original = load_model(model)
         loaded = load_task(task, original.directory)
-        first = quantize(original, start or QuantizeConfig(), calibration(loaded), progress=progress)
+        first = quantize(original, _for_here(start or QuantizeConfig()), calibration(loaded), progress=progress)
     trained = qat_for_task(original, first, loaded, config, cache, progress)
     return write(out, original, trained, loaded, cache, progress)
 
@@ -169,6 +170,11 @@ def write(out: Path, original: Model, quantized: Quantized, task: Task | None, c
             shutil.copytree(form, out / "onnx", dirs_exist_ok=True)
         (out / RECORD).write_text(json.dumps(dataclasses.asdict(result), indent=1), encoding="utf-8")
     return result
+
+
+def _for_here(config: QuantizeConfig) -> QuantizeConfig:
+    """The config with 7-bit weights where this machine's products of 8 bits overflow."""
+    return config.model_copy(update={"reduce_range": True}) if saturates(identify().isa) else config
 
 
 def _whole(quantized: Quantized, name: str) -> bool:
