@@ -31,7 +31,7 @@ from lissome.train.callbacks import KeepBest
 from lissome.train.config import FinetuneConfig
 from lissome.train.loop import train
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it when the same config would give other weights."""
 
 

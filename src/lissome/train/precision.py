@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,9 +22,14 @@ PAIRS, ENOUGH_S = 9, 6.0
 """Pairs of steps that are timed, and the seconds after which three pairs must do: the choice may not cost more than it can save."""
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """The context in which the forward pass and the loss run."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    if precision != "bf16":
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16), AttentionInFloat():
+        yield
 
 
 class AttentionInFloat(TorchFunctionMode):

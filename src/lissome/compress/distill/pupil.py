@@ -17,7 +17,6 @@ from lissome.compress.distill.examples import hard_loss, mask_of, outputs_of
 from lissome.compress.distill.teacher import OUTPUTS
 from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.nn.call import output_tensor
-from lissome.train.precision import AttentionInFloat
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Said = Mapping[str, torch.Tensor]
@@ -61,7 +60,7 @@ class Pupil(nn.Module):
     def forward(self, batch: Any) -> torch.Tensor:
         """The weighted sum of the terms on `batch`."""
         config = self._config
-        with listening(self.student, self._pairs.student()) as heard, AttentionInFloat():
+        with listening(self.student, self._pairs.student()) as heard:
             outputs, hard = self._study(batch)
         said = self._teach[0](batch)
         with torch.autocast(outputs.device.type, enabled=False):
