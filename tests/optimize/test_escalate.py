@@ -93,7 +93,7 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     from lissome.optimize.options import ORIGINAL
     from lissome.optimize.tables import built
 
-    base, _ = shrink.ground(bench, built(bench, ORIGINAL), Option(engine="onnxruntime", precision="fp32"))
+    base, _ = shrink.ground(bench, built(bench, ORIGINAL), [Option(engine="onnxruntime", precision="fp32")])
     solved = shrink._solved
     monkeypatch.setattr(shrink, "_solved", lambda menus, budgets: asked.append(budgets[1]) or solved(menus, budgets))
     real = shrink.missed

@@ -18,7 +18,7 @@ from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
 from lissome.optimize.bench import Bench
 from lissome.optimize.sensitivity import Probe
-from lissome.optimize.solve import Solution, distance, latency_of, solve
+from lissome.optimize.solve import LIKELY, Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
 from lissome.optimize.tables import Row, build_variant, measure_rows
 
@@ -99,7 +99,11 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
         climb.solution = solve(rows, bench.contract, machine, size)
         bench.progress.say(f"{rung.name}: {time.perf_counter() - begun:.0f} s.")
         if climb.solution.ranked:
-            break
+            return climb.solution
+    likely = solve(rows, bench.contract, machine, size, LIKELY)
+    if likely.ranked:
+        bench.progress.say(f"By validation {likely.ranked[0].option.name} keeps every limit, but not for sure: the test split will tell.")
+        return likely
     return climb.solution
 
 
@@ -176,19 +180,19 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     if bench.model.architecture.kind == "exported":
         raise CannotHelp("A module in memory could not be built again; give a factory")
     options = climb.options()
-    base, floor = shrink.ground(bench, climb.rows[0], options[0])
+    base, floor = shrink.ground(bench, climb.rows[0], options)
     if floor.trouble is not None:
-        raise CannotHelp(f"The smallest shape of the model does not run under {options[0].name}: {floor.trouble}")
+        raise CannotHelp(f"The smallest shape of the model does not run under {base.option.name}: {floor.trouble}")
     over = shrink.missed(bench, floor)
     if over:
-        raise CannotHelp(f"Even the smallest shape of the model under {options[0].name} misses {over[0].limit}: {over[0].figure}")
+        raise CannotHelp(f"Even the smallest shape of the model under {base.option.name} misses {over[0].limit}: {over[0].figure}")
     check_time(bench, "prune and distil", shrink.EPOCHS * shrink.seconds_per_epoch(bench) + TABLE_S)
     begun = time.perf_counter()
     found = shrink.plan(bench, base, climb.probe)
     if found is None:
         raise CannotHelp("No combination of smaller parts is fast and small enough")
     smaller, parts, point = found
-    step = f"{shrink.words(parts)}, planned for {options[0].name} in {time.perf_counter() - begun:.0f} s ({point.loss:.2g} nats before teaching)"
+    step = f"{shrink.words(parts)}, planned for {base.option.name} in {time.perf_counter() - begun:.0f} s ({point.loss:.2g} nats before teaching)"
     climb.shape = Shape(smaller, parts, options, step)
     return taught_rows(bench, climb.shape, shrink.EPOCHS)
 
@@ -199,6 +203,8 @@ def distil_longer(climb: Climb) -> list[Row]:
     if shape is None:
         raise CannotHelp("There is no smaller shape to teach")
     tried = [row for row in climb.rows if row.variant and row.usable and row.variant.parts == shape.parts]
+    if solve(climb.rows, climb.bench.contract, climb.bench.machine.fingerprint, len(climb.bench.task.splits["test"]), LIKELY).ranked:
+        raise CannotHelp("The smaller shape is likely to keep every limit already")
     if not any(not shrink.missed(climb.bench, row) for row in tried):
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
     check_time(climb.bench, "longer lessons for the smaller model", shrink.LONG * shrink.seconds_per_epoch(climb.bench))

@@ -60,8 +60,11 @@ class Ground:
     base: Row
 
 
-def ground(bench: Bench, original: Row, option: Option) -> tuple[Ground, Row]:
-    """The ground, and the smallest shape of the model under `option`, timed beside original and base. Raises BadModel when nothing can shrink."""
+def ground(bench: Bench, original: Row, options: Sequence[Option]) -> tuple[Ground, Row]:
+    """The ground under the option for which the model has to shrink least, and the smallest shape of the model under it, timed beside original and base.
+
+    How much it has to shrink is read off the line from base to smallest shape. Raises BadModel when nothing can shrink.
+    """
     bench.progress.stage("what can shrink in the model")
     structure = structure_of(bench.model, bench.recipe.example)  # type: ignore[arg-type]
     if not structure.parts:
@@ -69,10 +72,22 @@ def ground(bench: Bench, original: Row, option: Option) -> tuple[Ground, Row]:
         raise BadModel(f"nothing in this model can shrink. {reasons}", where=bench.model.ref)
     scores = unit_scores(bench, structure)
     least = [ways[-1] for part in structure.parts for ways in part.changes if ways] + [part.out for part in structure.parts if part.out]
-    base = variant_row(bench, bench.model, option)
-    floor = variant_row(bench, cut(structure, least, scores), option)
-    before = with_results([Row(ORIGINAL, original.form, original.size), base, floor], bench)
-    return Ground(structure, option, scores, before[0], before[1]), before[2]
+    smallest = cut(structure, least, scores)
+    rows = [variant_row(bench, model, option) for option in options for model in (bench.model, smallest)]
+    before, *rows = with_results([Row(ORIGINAL, original.form, original.size), *rows], bench)
+    grounds = [(Ground(structure, base.option, scores, before, base), floor) for base, floor in zip(rows[::2], rows[1::2], strict=True)]
+    return min(grounds, key=lambda pair: _shrinkage(bench, *pair))
+
+
+def _shrinkage(bench: Bench, base: Ground, floor: Row) -> float:
+    """What share of the way from the base to the smallest shape the limits ask for; above 1 when not even that keeps them."""
+    if base.base.trouble is not None or floor.trouble is not None:
+        return math.inf
+    assert base.base.result is not None and floor.result is not None
+    latency, size = _budgets(bench, base)
+    faster, smaller = typical(base.base.result) - typical(floor.result), (base.base.size - floor.size) / 1e6
+    shares = [-asked / gained if gained > 0 else math.inf for asked, gained in ((latency, faster), (size, smaller)) if asked is not None and asked < 0]
+    return max(shares, default=0.0)
 
 
 def with_results(rows: list[Row], bench: Bench) -> list[Row]:

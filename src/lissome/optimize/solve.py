@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SURE = 0.8
 """A row is taken only if, by what validation says, it passes on the test split with at least this probability."""
+LIKELY = 0.5
+"""The same when nothing surer is left: the test split is then asked rather than a contract refused that may well be kept."""
 EQUAL = 1.03
 """Latencies within this factor count as equal: medians of quiet runs differ by as much from one run to the next."""
 PLAINNESS = ("longest", "multiple-of-16", "fixed")
@@ -49,11 +51,11 @@ class Reading:
         return self.excess <= 1.0
 
 
-def read(row: Row, original: Row, limit: Limit, confidence: float, machine: str, test_size: int) -> Reading:
-    """Hold a usable row against a limit."""
+def read(row: Row, original: Row, limit: Limit, confidence: float, machine: str, test_size: int, sure: float = SURE) -> Reading:
+    """Hold a usable row against a limit. sure: with what probability the test split must confirm a limit on accuracy."""
     assert row.result is not None and row.original is not None
     if limit.quantity == "max_drop":
-        return _read_drop(row, original, limit, confidence, test_size)
+        return _read_drop(row, original, limit, confidence, test_size, sure)
     figure = row.result.figure(limit.name, machine, confidence)
     if figure is None or figure.method == "estimated":
         return Reading(limit, math.inf, math.inf, figure)
@@ -68,17 +70,17 @@ def read(row: Row, original: Row, limit: Limit, confidence: float, machine: str,
     return Reading(limit, factor.low, limit.bound / factor.low if factor.low > 0 else math.inf, factor)
 
 
-def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_size: int) -> Reading:
-    """The smallest drop limit that the row would pass on the test split with probability SURE, in the limit's own terms (points or per cent).
+def _read_drop(row: Row, original: Row, limit: Limit, confidence: float, test_size: int, sure: float) -> Reading:
+    """The smallest drop limit that the row would pass on the test split with probability `sure`, in the limit's own terms (points or per cent).
 
-    A row that was only screened is given the benefit of the doubt, 1 - SURE: it may be worth scoring on everything.
+    A row that was only screened is given the benefit of the doubt, 1 - sure: it may be worth scoring on everything.
     """
     import numpy as np
 
     assert row.scores is not None and original.scores is not None
     before, screened = original.scores[: len(row.scores)], len(row.scores) < len(original.scores)
     scale = (float(np.mean(original.scores)) if limit.relative else 1.0) / 100
-    bound = needed_drop(before, row.scores, test_size, confidence, 1 - SURE if screened else SURE) / max(scale, 1e-12)
+    bound = needed_drop(before, row.scores, test_size, confidence, 1 - sure if screened else sure) / max(scale, 1e-12)
     drop = float(np.mean(before - row.scores)) / max(scale, 1e-12)
     figure = Measurement("drop", drop, drop, bound, "%" if limit.relative else "pt", len(row.scores), "measured", "any", confidence)
     safe = needed_drop(before, row.scores, test_size, confidence, SAFE) / max(scale, 1e-12)
@@ -122,15 +124,15 @@ class Solution:
     proposal: Contract | None = None
 
 
-def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int) -> Solution:
-    """Rank the rows that keep every limit by latency; when none does, find the nearest point. `rows[0]` is the original."""
+def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int, sure: float = SURE) -> Solution:
+    """Rank the rows that keep every limit by latency; when none does, find the nearest point. `rows[0]` is the original; sure: as `read` takes it."""
     original, usable = rows[0], [row for row in rows if row.usable and row.keepable]
     if not usable:
         raise BadInput(
             "only torch itself runs this model here, and a module in memory cannot be kept in torch's own form.", do="give a factory: package.module:function"
         )
     level = contract.level
-    readings = {id(row): tuple(read(row, original, limit, level, machine, test_size) for limit in contract.limits()) for row in usable}
+    readings = {id(row): tuple(read(row, original, limit, level, machine, test_size, sure) for limit in contract.limits()) for row in usable}
     feasible = [row for row in usable if all(reading.holds for reading in readings[id(row)])]
     limit = contract.limit("latency")
     name = limit.name if limit else "latency_p50"
