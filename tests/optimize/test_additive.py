@@ -68,10 +68,15 @@ def test_sixty_groups_of_real_costs_have_a_front_of_bounded_size():
     rng = np.random.default_rng(1)
     groups = [[Choice(str(i), float(a), (float(b),)) for i, (a, b) in enumerate(rng.random((6, 2)))] for _ in range(60)]
     points = front(groups)
-    assert 50 < len(points) <= 20_001
+    assert 50 < len(points) <= 20_000
     costs, losses = [p.costs[0] for p in points], [p.loss for p in points]
     assert losses == sorted(losses, reverse=True)
-    assert np.diff(costs).min() > -60 * (max(costs) - min(costs)) / 20_000, "ordered, up to the grid"
+    assert costs == sorted(costs)
+    for share in (0.3, 0.6):
+        budget = costs[0] + share * (costs[-1] - costs[0])
+        exact = within(groups, (budget,))
+        assert exact is not None
+        assert min(p.loss for p in points if p.costs[0] <= budget) == pytest.approx(exact.loss, rel=1e-3)
 
 
 def test_bad_groups_are_named():

@@ -19,6 +19,17 @@ from lissome.optimize.recheck import verify
 from lissome.optimize.run import optimize
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _apart(here, own_cache, monkeypatch):
+    """A cache apart: what is judged here does not count as a use of the test split elsewhere."""
+    monkeypatch.setenv("LISSOME_CACHE", str(own_cache))
+
+
 class Heard:
     """Progress that remembers what was said."""
 

@@ -23,6 +23,7 @@ from lissome.core.progress import Silent
 from lissome.data import load_task
 from lissome.engines.artifact import open_artifact
 from lissome.nn.load import load_model
+from lissome.optimize import escalate
 from lissome.optimize.recheck import verify
 from lissome.optimize.run import optimize
 
@@ -249,13 +250,15 @@ def test_an_energy_limit_without_a_counter_is_refused_before_any_work(here, monk
         optimize(MODEL, str(here / "task.yaml"), Contract(energy="5mJ"))
 
 
-def test_a_test_split_too_small_for_the_limit_is_told_first_and_judged_all_the_same(here, tmp_path):
+def test_a_test_split_too_small_for_the_limit_is_told_first_and_judged_all_the_same(here, tmp_path, monkeypatch):
+    """Only a model that gains could pass, and nothing here is trained."""
+    monkeypatch.setattr(escalate, "RUNGS", ())
     lines: list[str] = []
     heard = Silent()
     heard.say = lines.append  # type: ignore[method-assign]
     result = optimize(MODEL, str(here / "task.yaml"), Contract(max_drop="0.1%", size="1x"), out=tmp_path / "artifact", progress=heard)
     assert any("The test split is small for this limit: with 1,200 examples" in line for line in lines)
-    assert result.verdict.status in ("infeasible", "not met")
+    assert result.verdict.status != "met" or result.manifest.chosen_score.value > result.manifest.original_score.value
 
 
 def test_an_out_folder_with_other_things_in_it_is_left_alone(here, tmp_path):

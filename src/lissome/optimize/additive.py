@@ -14,8 +14,8 @@ import numpy as np
 
 from lissome.core.errors import BadInput, MissingExtra
 
-GRID = 20_000
-"""Steps into which the range of total costs is cut: sums on a grid coincide, so that states stay few. The rounding is far below what is measured."""
+MOST = 20_000
+"""States that are kept. Where more are left, the best of each 1/20,000 of their range of costs stays: far finer than anything is measured."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,17 @@ class Point:
 def front(groups: Groups, cost: int = 0) -> list[Point]:
     """Every plan that no other plan beats in loss and in the `cost`-th cost, from the cheapest to the dearest (their losses fall strictly).
 
-    Exact on a grid of the total cost's range / 20,000. Raises BadInput for a group without choices and for figures that are not finite.
+    Exact while no more than 20,000 states are left. Raises BadInput for a group without choices and for figures that are not finite.
     """
     _check(groups)
-    step = sum(max(c.costs[cost] for c in group) - min(c.costs[cost] for c in group) for group in groups) / GRID or 1.0
-    totals, losses = np.zeros(1, dtype=np.int64), np.zeros(1)
+    totals, losses = np.zeros(1), np.zeros(1)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
     for group in groups:
-        added = np.array([round(choice.costs[cost] / step) for choice in group], dtype=np.int64)
-        grown = (totals[:, None] + added).ravel()
-        worse = (losses[:, None] + np.array([choice.loss for choice in group])).ravel()
+        grown = _sums(totals, [choice.costs[cost] for choice in group])
+        worse = _sums(losses, [choice.loss for choice in group])
         order = np.lexsort((worse, grown))
         lowest = np.minimum.accumulate(worse[order])
-        kept = order[np.concatenate([[True], worse[order][1:] < lowest[:-1]])]
+        kept = _thinned(order[np.concatenate([[True], worse[order][1:] < lowest[:-1]])], grown)
         totals, losses = grown[kept], worse[kept]
         steps.append((kept // len(group), kept % len(group)))
     return [_point(groups, picks) for picks in _traced(steps, len(totals))]
@@ -83,6 +81,23 @@ def within(groups: Groups, budgets: Sequence[float | None]) -> Point | None:
         return None
     starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return _point(groups, [int(np.argmax(found.x[start : start + len(group)])) for start, group in zip(starts, groups, strict=True)])
+
+
+def _sums(totals: np.ndarray, added: Sequence[float]) -> np.ndarray:
+    """Every total with everything that can be added, rounded so that equal sums are equal in whatever order they were added."""
+    found: np.ndarray = np.round((totals[:, None] + np.asarray(added)).ravel(), 12)
+    return found
+
+
+def _thinned(kept: np.ndarray, grown: np.ndarray) -> np.ndarray:
+    """At most MOST of the states `kept`, which are in order of cost: of each stretch of the range the last, whose loss is least, and the cheapest of all."""
+    if len(kept) <= MOST:
+        return kept
+    cost = grown[kept]
+    stretch = ((cost - cost[0]) / (cost[-1] - cost[0]) * (MOST - 2)).astype(np.int64)
+    last = np.append(stretch[1:] != stretch[:-1], True)
+    last[0] = True
+    return kept[last]
 
 
 def _check(groups: Groups) -> None:
