@@ -97,7 +97,8 @@ def _thinned(kept: np.ndarray, grown: np.ndarray) -> np.ndarray:
     stretch = ((cost - cost[0]) / (cost[-1] - cost[0]) * (MOST - 2)).astype(np.int64)
     last = np.append(stretch[1:] != stretch[:-1], True)
     last[0] = True
-    return kept[last]
+    thinned: np.ndarray = kept[last]
+    return thinned
 
 
 def _check(groups: Groups) -> None:
