@@ -160,3 +160,11 @@ def test_one_module_under_two_names():
 
 def test_rounded_gives_its_range_back():
     assert Rounded(Step(0.25, trainable=True), 3).range == Range(0.25, 3)
+
+
+def test_a_layer_back_in_float_does_not_round_its_input():
+    """Its scales may still be there."""
+    layer, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(5, 4)
+    scales = Scales({"0": LayerScales(np.full(3, 0.1, dtype=np.float32), input=Range(0.5, 128))})
+    found = simulate(layer, Quantization(layers={"0": LayerQuant(precision="fp32")}), scales)(x)
+    torch.testing.assert_close(found, layer(x))

@@ -244,7 +244,7 @@ def simulate(module: nn.Module, quantization: Quantization, scales: Scales, *, t
             made[id(layer)] = FrozenNorm(layer, False, None)
     for name, quant in quantization.layers.items():
         layer = _checked(name, modules.get(name), quant, scales)
-        kept = scales.layers.get(name)
+        kept = scales.layers.get(name) if quant.integer else None  # scales may be left over from when the layer was an integer one
         if kept is not None and name in quantization.norms:
             kept = LayerScales(kept.weight, kept.zero, kept.input)  # its output is the norm's
         if id(layer) not in made:
