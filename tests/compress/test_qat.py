@@ -28,6 +28,7 @@ from lissome.nn.load import as_model
 from lissome.train.config import TrainConfig
 from tests.compress.killed_qat import everything
 from tests.compress.killed_qat import run as killed_run
+from tests.export.recipes import SATURATES
 from tests.nn import tiny
 from tests.train.small import loader, loss, small
 
@@ -80,7 +81,7 @@ def test_scales_stay_where_their_rate_is_zero(four_bits):
 def test_what_was_trained_is_what_is_deployed(tmp_path):
     """A CNN with batch norms, int8 throughout: trained weights, scales and offsets reach the engine."""
     model, batches = as_model(tiny.cnn()), [(torch.from_numpy(tiny.images(8, i)["images"]), torch.arange(8) % 4) for i in range(4)]
-    start = quantize(model, QuantizeConfig(smallest=1), batches)
+    start = quantize(model, QuantizeConfig(smallest=1, reduce_range=SATURATES), batches)
     trained = qat(model, start, lambda m, b: functional.cross_entropy(m(b[0]), b[1]), batches, TrainConfig(steps=8, lr=1e-3), scale_lr=0.01)
     assert trained.fingerprint != start.fingerprint
     norm, before = trained.model.module.stem[1], start.model.module.stem[1]

@@ -11,11 +11,14 @@ import torch
 
 from lissome.core.cache import Cache
 from lissome.export.forms import Recipe, build_form
+from lissome.machine.identity import identify, saturates
 from lissome.nn.call import call
 from lissome.nn.load import load_model
 from tests.nn import tiny
 
 Arrays = dict[str, np.ndarray]
+SATURATES = saturates(identify().isa)
+"""Whether int8 weights must keep to 7 bits on the machine that runs the tests."""
 MODELS = ("bert", "cnn", "mlp", "mlp_without_bias")
 
 
@@ -50,7 +53,8 @@ class Forms:
         if name == "bert":
             folder = tiny.bert_folder(self.root / "bert", labels=3)
             calibration = [tiny.texts(8, 5 + 4 * i, 100 + i) for i in range(8)]
-            return Tiny(Recipe(load_model(str(folder)), tiny.texts(2, 9), calibration, "texts", variable_length=True), tiny.texts)
+            return Tiny(Recipe(load_model(str(folder)), tiny.texts(2, 9), calibration, "texts", variable_length=True, reduce_range=SATURATES), tiny.texts)
         make = tiny.images if name == "cnn" else tiny.rows
         calibration = [make(8, 100 + i) for i in range(8)]
-        return Tiny(Recipe(load_model(f"tests.nn.tiny:{name}"), make(2), calibration, "noise"), lambda size, length, seed: make(size, seed))
+        recipe = Recipe(load_model(f"tests.nn.tiny:{name}"), make(2), calibration, "noise", reduce_range=SATURATES)
+        return Tiny(recipe, lambda size, length, seed: make(size, seed))

@@ -24,6 +24,7 @@ from lissome.export.parity import relative_error
 from lissome.export.qdq import write_quantized
 from lissome.export.weight_only import packed, to_bfloat16
 from lissome.nn.load import as_model
+from tests.export.recipes import SATURATES
 from tests.nn import tiny
 
 TIGHT = {"int8-static": 0.02, "int8-dynamic": 5e-3, "w8a16": 1e-5, "w4a16": 1e-5}
@@ -44,7 +45,7 @@ class Quantised:
         key = (name, *sorted(options.items()))
         if key not in self.made:
             recipe = self.forms[name].recipe
-            self.made[key] = quantize(recipe.model, QuantizeConfig(smallest=1, **options), recipe.calibration[:4])
+            self.made[key] = quantize(recipe.model, QuantizeConfig(smallest=1, reduce_range=SATURATES, **options), recipe.calibration[:4])
         return self.made[key]
 
     def form(self, name, engine="onnxruntime", **options):
@@ -167,7 +168,7 @@ def test_convolutions_of_all_kinds(forms, tmp_path, engine):
     for batch in batches:
         module(batch["images"])  # gives the norms statistics
     model = as_model(module.eval())
-    quantized = quantize(model, QuantizeConfig(smallest=1), batches)
+    quantized = quantize(model, QuantizeConfig(smallest=1, reduce_range=SATURATES), batches)
     example = {"images": batches[0]["images"].numpy()}
     form = build_form(Recipe(model, example, [], ""), engine, "mixed", forms.cache, quantized=quantized)
     assert check_deployed(quantized, form, example, engine) < 0.02
@@ -187,7 +188,7 @@ def test_openvino_at_fixed_shapes(quantised, forms):
 
 def test_bfloat16_layers_are_half_as_large_and_exact(quantised, forms):
     layers = {"*": LayerQuant(precision="bf16")}
-    quantized = quantize(forms["mlp"].recipe.model, QuantizeConfig(smallest=1, precision="w8a16", layers=layers))
+    quantized = quantize(forms["mlp"].recipe.model, QuantizeConfig(smallest=1, reduce_range=SATURATES, precision="w8a16", layers=layers))
     form = build_form(forms["mlp"].recipe, "onnxruntime", "mixed", forms.cache, quantized=quantized)
     batch = forms["mlp"].batch(4, 0, 1)
     with torch.no_grad():
@@ -205,7 +206,7 @@ def test_a_mixture(quantised, forms):
         "bert.pooler.dense": LayerQuant(precision="fp32"),
         "bert.embeddings.position_embeddings": LayerQuant(precision="bf16"),
     }
-    quantized = quantize(forms["bert"].recipe.model, QuantizeConfig(smallest=1, layers=layers), forms["bert"].recipe.calibration[:4])
+    quantized = quantize(forms["bert"].recipe.model, QuantizeConfig(smallest=1, reduce_range=SATURATES, layers=layers), forms["bert"].recipe.calibration[:4])
     kinds = {quant.precision for quant in quantized.quantization.layers.values()}
     assert kinds == {"int8-dynamic", "int8-static", "w4a16", "w8a16", "bf16"}
     form = build_form(forms["bert"].recipe, "onnxruntime", "mixed", forms.cache, quantized=quantized)
@@ -226,6 +227,20 @@ def test_the_departing_layer_is_named(quantised, forms, tmp_path):
     onnx.save(model, str(form / "model.onnx"))
     with pytest.raises(ParityFailed, match=r"simulated and deployed differ(.|\n)*first layer to depart is bert\.encoder\.layer\.1\.output\.dense"):
         check_deployed(quantised.model("bert", precision="int8-static"), form, forms["bert"].batch(4, 11, 0))
+
+
+def test_a_cpu_whose_products_overflow_is_named(quantised, forms, tmp_path, monkeypatch):
+    from lissome.compress.quantize import store
+
+    monkeypatch.setattr(store, "DEPLOYED", -1.0)
+    monkeypatch.setattr(store, "saturates", lambda isa: True)
+    eight, seven = (
+        quantize(forms["mlp"].recipe.model, QuantizeConfig(smallest=1, precision="int8-dynamic", reduce_range=reduce)) for reduce in (False, True)
+    )
+    for quantized, said in ((eight, "set reduce_range: on this CPU products of 8-bit weights overflow"), (seven, "leave that layer in float")):
+        form = build_form(forms["mlp"].recipe, "onnxruntime", "mixed", forms.cache, quantized=quantized)
+        with pytest.raises(ParityFailed, match=said):
+            check_deployed(quantized, form, forms["mlp"].batch(4, 0, 0))
 
 
 def test_forms_are_kept_by_what_they_compute(quantised, forms):

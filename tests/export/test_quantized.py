@@ -10,6 +10,7 @@ from lissome.core.errors import MissingExtra
 from lissome.engines.table import Load, load
 from lissome.export import quantized
 from lissome.export.parity import TOLERANCE, relative_error
+from tests.export.recipes import SATURATES
 
 INT8 = [("onnxruntime", "int8-dynamic"), ("onnxruntime", "int8-static"), ("openvino", "int8-static")]
 
@@ -91,11 +92,26 @@ def test_seven_bits_for_cpus_whose_products_saturate(forms, tmp_path):
         assert max(np.abs(w).max() for w in weights) == (64 if reduce else 127)
 
 
+def test_seven_bits_on_openvino(forms, tmp_path):
+    """NNCF keeps each weight as a code of 8 bits; in every layer of 7 bits no code lies in the outer half."""
+    import openvino as ov
+
+    source = forms.form("mlp", "onnxruntime", "fp32")
+    for reduce in (False, True):
+        folder = tmp_path / str(reduce)
+        folder.mkdir()
+        quantized.openvino_int8_static(source, folder, forms["mlp"].recipe.calibration, reduce_range=reduce)
+        nodes = ov.Core().read_model(str(folder / "model.xml")).get_ops()
+        codes = [node.data for node in nodes if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8]
+        assert len(codes) == 3
+        assert all((np.abs(code.astype(int)).max() <= 64) == reduce for code in codes)
+
+
 @pytest.mark.parametrize(("package", "extra", "make"), [
     ("onnxruntime", "onnx", lambda at: quantized.onnx_int8_dynamic(at, at, reduce_range=False)),
     ("onnxruntime", "onnx", lambda at: quantized.onnx_int8_static(at, at, [], reduce_range=False)),
     ("openvino", "openvino", lambda at: quantized.to_openvino(at, at, half=False)),
-    ("nncf", "openvino", lambda at: quantized.openvino_int8_static(at, at, [])),
+    ("nncf", "openvino", lambda at: quantized.openvino_int8_static(at, at, [], reduce_range=False)),
 ])  # fmt: skip
 def test_missing_extras(monkeypatch, tmp_path, package, extra, make):
     monkeypatch.setitem(sys.modules, package, None)
@@ -122,6 +138,6 @@ def test_the_default_operators_quantise_the_attention_mask_too(forms, tmp_path, 
     source, ours = (forms.form("bert", "onnxruntime", precision) for precision in ("fp32", "int8-static"))
     batch = forms["bert"].batch(16, 21, 5)
     monkeypatch.setattr(quantized, "has_attention", lambda source: False)
-    quantized.onnx_int8_static(source, tmp_path, forms["bert"].recipe.calibration, reduce_range=False)
+    quantized.onnx_int8_static(source, tmp_path, forms["bert"].recipe.calibration, reduce_range=SATURATES)
     errors = [relative_error(forms["bert"].reference(batch), load("onnxruntime", form, Load("int8-static", 1)).run(batch)) for form in (tmp_path, ours)]
     assert errors[0] > 1 > 0.2 > errors[1]

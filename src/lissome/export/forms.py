@@ -87,7 +87,7 @@ def form_key(recipe: Recipe, engine: str, precision: str) -> str:
     family = "torch" if engine.startswith("torch") else engine
     data = recipe.calibration_key if precision in STATIC else ""
     relevant = {k: v for k, v in versions().items() if k in ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf")}
-    return digest("form-3", recipe.model.fingerprint, recipe.traced, family, precision, data, recipe.reduce_range, relevant)
+    return digest("form-4", recipe.model.fingerprint, recipe.traced, family, precision, data, recipe.reduce_range, relevant)
 
 
 def _mixed_form(recipe: Recipe, engine: str, cache: Cache, quantized: Quantized | None) -> Path:
@@ -140,7 +140,7 @@ def _build(recipe: Recipe, engine: str, precision: str, folder: Path, cache: Cac
     elif engine == "onnxruntime" and precision == "int8-static":
         quantized.onnx_int8_static(source, folder, recipe.calibration, reduce_range=recipe.reduce_range)
     elif engine == "openvino" and precision == "int8-static":
-        quantized.openvino_int8_static(source, folder, recipe.calibration)
+        quantized.openvino_int8_static(source, folder, recipe.calibration, reduce_range=recipe.reduce_range)
     else:
         quantized.to_openvino(source, folder, half=precision == "bf16")
 

@@ -123,15 +123,17 @@ def to_openvino(source: Path, folder: Path, *, half: bool) -> None:
     _describe_openvino(source, folder)
 
 
-def openvino_int8_static(source: Path, folder: Path, batches: Batches) -> None:
+def openvino_int8_static(source: Path, folder: Path, batches: Batches, *, reduce_range: bool) -> None:
     """NNCF post-training quantisation of the OpenVINO graph: int8 weights and activations, fast bias correction.
 
     In graphs with attention NNCF's own scheme for transformers is used, which keeps softmax and norms in float.
+    reduce_range: 7-bit weights in every layer; NNCF's default spares only the first layer the overflow.
     """
     ov = _openvino()
     try:
         with quiet():
             import nncf
+            from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     except ModuleNotFoundError as error:
         raise MissingExtra("nncf", "openvino", "int8 on OpenVINO") from error
     names = json.loads((source / "form.json").read_text(encoding="utf-8"))["inputs"]
@@ -144,6 +146,7 @@ def openvino_int8_static(source: Path, folder: Path, batches: Batches) -> None:
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER if has_attention(source) else None,
+            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE if reduce_range else OverflowFix.DISABLE),
         )
         ov.save_model(quantized, str(folder / "model.xml"), compress_to_fp16=False)
     _describe_openvino(source, folder)

@@ -81,6 +81,9 @@ def test_exceptions_by_name_and_pattern(zoo):
     changed = quantize(zoo.model("bert"), QuantizeConfig(smallest=1, layers=layers), batches_of("bert")).quantization.layers
     assert {name for name in found if changed.get(name) != found[name]} == {name for name in found if ".attention." in name} | {"bert.pooler.dense"}
     assert "bert.pooler.dense" not in changed
+    layers = {"first": LayerQuant(precision="int8-static"), "second": LayerQuant(precision="w8a16")}
+    found = quantize(zoo.model("mlp"), QuantizeConfig(smallest=1, reduce_range=True, layers=layers), batches_of("mlp")).quantization.layers
+    assert [found[name].reduce_range for name in ("first", "second", "head")] == [True, False, True], "7 bits hold for the named layers too"
     with pytest.raises(BadInput, match=r'names "clasifier", which no layer of the model is called\. Did you mean "classifier"'):
         quantize(zoo.model("bert"), QuantizeConfig(layers={"clasifier": LayerQuant()}), batches_of("bert"))
 

@@ -102,7 +102,8 @@ def chosen_layers(module: nn.Module, config: QuantizeConfig) -> dict[str, LayerQ
             raise BadInput(f'`layers` names "{pattern}", which no layer of the model is called.{near}', expected=", ".join(islice(candidates, 8)) + ", ...")
         for name in fitting:
             _check_suits(name, candidates[name], quant)
-        found.update(dict.fromkeys(fitting, quant))
+        reduce_range = quant.reduce_range or (config.reduce_range and quant.precision.startswith("int8"))
+        found.update(dict.fromkeys(fitting, quant.model_copy(update={"reduce_range": reduce_range})))
     return {name: quant for name, quant in found.items() if quant.precision != "fp32"}
 
 

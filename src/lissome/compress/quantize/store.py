@@ -13,6 +13,7 @@ from lissome.core.errors import ParityFailed
 from lissome.core.quantization import QUANTIZATION, Quantized, read_quantization, write_quantization
 from lissome.engines.table import MIXED, Load, load
 from lissome.export.parity import Parity, first_departure, relative_error
+from lissome.machine.identity import identify, saturates
 from lissome.nn.load import load_model, save_model
 
 DEPLOYED = 0.1
@@ -50,9 +51,13 @@ def check_deployed(quantized: Quantized, form: Path, batch: dict[str, Any], engi
         return error
     probed = load(engine, form, Load(MIXED, 1, probes=True)).layers(batch)
     departed = first_departure(_values(twin, batch, probed), probed, DEPLOYED)
+    layers = quantized.quantization.layers.values()
+    overflows = saturates(identify().isa) and any(quant.precision.startswith("int8") and not quant.reduce_range for quant in layers)
     raise ParityFailed(
         f"simulated and deployed differ: {Parity(error, DEPLOYED, *(departed or (None, None))).sentence()}.",
-        do="leave that layer in float: give it the precision fp32 in `layers`",
+        do="set reduce_range: on this CPU products of 8-bit weights overflow"
+        if overflows
+        else "leave that layer in float: give it the precision fp32 in `layers`",
     )
 
 
