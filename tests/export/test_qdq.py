@@ -234,9 +234,7 @@ def test_a_cpu_whose_products_overflow_is_named(quantised, forms, tmp_path, monk
 
     monkeypatch.setattr(store, "DEPLOYED", -1.0)
     monkeypatch.setattr(store, "saturates", lambda isa: True)
-    eight, seven = (
-        quantize(forms["mlp"].recipe.model, QuantizeConfig(smallest=1, precision="int8-dynamic", reduce_range=reduce)) for reduce in (False, True)
-    )
+    eight, seven = (quantize(forms["mlp"].recipe.model, QuantizeConfig(smallest=1, precision="int8-dynamic", reduce_range=reduce)) for reduce in (False, True))
     for quantized, said in ((eight, "set reduce_range: on this CPU products of 8-bit weights overflow"), (seven, "leave that layer in float")):
         form = build_form(forms["mlp"].recipe, "onnxruntime", "mixed", forms.cache, quantized=quantized)
         with pytest.raises(ParityFailed, match=said):
