@@ -17,6 +17,7 @@ from lissome.optimize.bench import make_bench
 from lissome.optimize.escalate import CannotHelp, check_time
 from lissome.optimize.recheck import verify
 from lissome.optimize.run import optimize
+from lissome.optimize.sensitivity import probe_of
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,6 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     monkeypatch.setattr(shrink, "_solved", lambda menus, budgets: asked.append(budgets[1]) or solved(menus, budgets))
     real = shrink.missed
     monkeypatch.setattr(shrink, "missed", lambda bench, row: ["still too large"] if len(asked) < 2 else real(bench, row))
-    assert shrink.plan(bench, base, shrink.probe_of(bench)) is not None
+    assert shrink.plan(bench, base, probe_of(bench)) is not None
     assert len(asked) == 2
     assert asked[1] < asked[0] < 0

@@ -71,7 +71,7 @@ class TestPrecision:
         from lissome.compress.quantize.task import calibration
         from lissome.core.manifest import Option
         from lissome.optimize.precision import METHODS, planned, plans, table
-        from lissome.optimize.shrink import probe_of
+        from lissome.optimize.sensitivity import probe_of
 
         quantized = quantize(bench.model, METHODS[0].model_copy(update={"smallest": 1}), calibration(bench.task))
         found = table(bench, quantized, Option(engine="onnxruntime", precision="mixed"), probe_of(bench))

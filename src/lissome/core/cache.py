@@ -63,6 +63,12 @@ def disk_errors(what: str, where: Path) -> Iterator[None]:
         raise
 
 
+def check_out(out: Path, record: str) -> None:
+    """Raise BadInput unless a verb may write into `out`: it is new, empty, or holds the `record` of an earlier run."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / record).is_file())):
+        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+
+
 TAG = "CACHEDIR.TAG"
 """Marks a cache folder for backup tools too (https://bford.info/cachedir)."""
 

@@ -53,7 +53,7 @@ def write_quantized(source: Path, folder: Path, quantization: Quantization, scal
     """Write the quantised graph of the fp32 ONNX form in `source` into `folder`, with its form.json; return the ONNX file.
 
     fused: int8-static products with their bias as one operator of ONNX Runtime's own, MatMulIntegerToFloat, which its optimiser would leave apart
-    (the same numbers; 6 to 8 % of MiniLM's time at batches of 1 and 32). Without it the graph is plain ONNX.
+    (the same numbers, in less time). Without it the graph is plain ONNX.
     Raises BadInput when a layer is not in the graph or has no scales, MissingExtra without onnx.
     """
     try:

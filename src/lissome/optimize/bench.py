@@ -85,8 +85,7 @@ def vary(
     bench: Bench, model: Model, change: str, parts: tuple[PartChoice, ...] = (), steps: tuple[str, ...] = (), quantized: Quantized | None = None
 ) -> Variant:
     """A changed copy of the bench's model as a variant. quantized: where it is a quantised one, how."""
-    recipe = recipe_of(model, bench.task, bench.machine, dict(bench.recipe.example))
-    return Variant(replace(bench, model=model, recipe=recipe, quantized=quantized), change, parts, steps)
+    return Variant(replace(bench, model=model, recipe=replace(bench.recipe, model=model), quantized=quantized), change, parts, steps)
 
 
 def formed(bench: Bench, option: Option) -> Path:
@@ -110,7 +109,7 @@ def recipe_of(model: Model, task: Task, machine: MachineInfo, example: dict[str,
 
 def original_form(bench: Bench) -> Path:
     """The form of the original, which everything is compared with."""
-    return build_form(bench.recipe, ORIGINAL.engine, ORIGINAL.precision, bench.cache)
+    return formed(bench, ORIGINAL)
 
 
 def check_head(model: Model, task: Task, example: dict[str, np.ndarray]) -> None:

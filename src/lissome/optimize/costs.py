@@ -17,11 +17,10 @@ from lissome.core.measurement import Measurement
 from lissome.core.statistics import median_interval
 from lissome.engines.measure import Result
 from lissome.engines.process import EngineFailed
-from lissome.export.forms import build_form, form_bytes
-from lissome.optimize.bench import Bench, recipe_of
+from lissome.optimize.bench import Bench, vary
 from lissome.optimize.sensitivity import Probe
 from lissome.optimize.structure import Change, Structure, cut
-from lissome.optimize.tables import Row, timed
+from lissome.optimize.tables import Row, built, timed
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +38,7 @@ class Cost:
 
 def variant_row(bench: Bench, model: Model, option: Option) -> Row:
     """A changed copy of the model, built for `option` and ready to be timed; it is not scored, so its outputs are not gated here."""
-    recipe = recipe_of(model, bench.task, bench.machine, dict(bench.recipe.example))
-    form = build_form(recipe, option.engine, option.precision, bench.cache)
-    return Row(option, form, form_bytes(form))
+    return built(vary(bench, model, "").bench, option)
 
 
 def results_of(bench: Bench, rows: Sequence[Row]) -> list[Result]:

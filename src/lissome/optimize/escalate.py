@@ -6,6 +6,7 @@ far. The climb ends at the first rung that leaves a row which keeps every limit.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from lissome.core.quantization import Quantized
 from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
 from lissome.optimize.bench import Bench
-from lissome.optimize.sensitivity import Probe
-from lissome.optimize.solve import LIKELY, Solution, distance, latency_of, solve
+from lissome.optimize.sensitivity import Probe, probe_of
+from lissome.optimize.solve import LIKELY, SURE, Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
 from lissome.optimize.tables import Row, build_variant, measure_rows
 
@@ -52,10 +53,23 @@ class Climb:
     bench: Bench
     rows: list[Row]
     solution: Solution
-    probe: Probe
     quantized: Quantized | None = None
     steps: list[str] = field(default_factory=list)
     shape: Shape | None = None
+
+    @functools.cached_property
+    def probe(self) -> Probe:
+        """The original on the hardest validation examples."""
+        return probe_of(self.bench)
+
+    @functools.cached_property
+    def epoch(self) -> float:
+        """Seconds that an epoch of training takes here at most."""
+        return shrink.seconds_per_epoch(self.bench)
+
+    def solve(self, sure: float = SURE) -> Solution:
+        """The solution over all rows so far."""
+        return solve(self.rows, self.bench.contract, self.bench.machine.fingerprint, len(self.bench.task.splits["test"]), sure)
 
     def options(self) -> list[Option]:
         """Ways that run the model as it is, one an engine: first what is nearest to the limits other than accuracy, of equals the fastest.
@@ -79,8 +93,7 @@ class Rung:
 
 def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
     """Climb until a row keeps every limit or nothing is left to try; `rows` grows by what was tried."""
-    machine, size = bench.machine.fingerprint, len(bench.task.splits["test"])
-    climb = Climb(bench, rows, solution, shrink.probe_of(bench))
+    climb = Climb(bench, rows, solution)
     for rung in RUNGS:
         begun = time.perf_counter()
         try:
@@ -96,11 +109,11 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
         measure_rows(bench, [rows[0], *new], rows[0])
         rows += new
         finalists(bench, rows)
-        climb.solution = solve(rows, bench.contract, machine, size)
+        climb.solution = climb.solve()
         bench.progress.say(f"{rung.name}: {time.perf_counter() - begun:.0f} s.")
         if climb.solution.ranked:
             return climb.solution
-    likely = solve(rows, bench.contract, machine, size, LIKELY)
+    likely = climb.solve(LIKELY)
     if likely.ranked:
         bench.progress.say(f"By validation {likely.ranked[0].option.name} keeps every limit, but not for sure: the test split will tell.")
         return likely
@@ -165,7 +178,7 @@ def quantised_training(climb: Climb) -> list[Row]:
     options = mixed_options(climb)
     if climb.quantized is None or not climb.bench.task.classes:
         raise CannotHelp("There is no int8 classifier to start from")
-    check_time(climb.bench, "training with int8 in place", 2 * precision.QAT_EPOCHS * shrink.seconds_per_epoch(climb.bench))
+    check_time(climb.bench, "training with int8 in place", 2 * precision.QAT_EPOCHS * climb.epoch)
     begun = time.perf_counter()
     trained = precision.trained(climb.bench, climb.quantized)
     climb.steps.append(f"trained for {precision.QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s")
@@ -186,7 +199,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     over = shrink.missed(bench, floor)
     if over:
         raise CannotHelp(f"Even the smallest shape of the model under {base.option.name} misses {over[0].limit}: {over[0].figure}")
-    check_time(bench, "prune and distil", shrink.EPOCHS * shrink.seconds_per_epoch(bench) + TABLE_S)
+    check_time(bench, "prune and distil", shrink.EPOCHS * climb.epoch + TABLE_S)
     begun = time.perf_counter()
     found = shrink.plan(bench, base, climb.probe)
     if found is None:
@@ -203,11 +216,11 @@ def distil_longer(climb: Climb) -> list[Row]:
     if shape is None:
         raise CannotHelp("There is no smaller shape to teach")
     tried = [row for row in climb.rows if row.variant and row.usable and row.variant.parts == shape.parts]
-    if solve(climb.rows, climb.bench.contract, climb.bench.machine.fingerprint, len(climb.bench.task.splits["test"]), LIKELY).ranked:
+    if climb.solve(LIKELY).ranked:
         raise CannotHelp("The smaller shape is likely to keep every limit already")
     if not any(not shrink.missed(climb.bench, row) for row in tried):
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
-    check_time(climb.bench, "longer lessons for the smaller model", shrink.LONG * shrink.seconds_per_epoch(climb.bench))
+    check_time(climb.bench, "longer lessons for the smaller model", shrink.LONG * climb.epoch)
     return taught_rows(climb.bench, shape, shrink.LONG)
 
 

@@ -182,8 +182,7 @@ def qat_lesson(bench: Bench) -> QatTaskConfig:
 
 
 def _row(bench: Bench, quantized: Quantized, option: Option) -> Row:
-    changed = varied(bench, quantized, "", (), ())
-    return built(changed.bench, option)
+    return built(varied(bench, quantized, "", (), ()).bench, option)
 
 
 def _slower(bench: Bench, whole: Result, found: Result, count: int) -> Measurement:

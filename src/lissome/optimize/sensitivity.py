@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lissome.core.task import Split
-from lissome.optimize.batches import part_of, scoring_batches
+from lissome.optimize.batches import judging_order, part_of, scoring_batches
+from lissome.optimize.bench import Bench, original_form, outputs
+from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import computed
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ class Probe:
         """Mean divergence of the module's outputs from the original's; infinite where they are not finite."""
         found = computed(module, self.batches)
         return float(divergence(self.reference, found, classes=self.classes).mean()) if np.isfinite(found).all() else float("inf")
+
+
+def probe_of(bench: Bench) -> Probe:
+    """The original on the hardest validation examples."""
+    order = judging_order(bench.task, bench.seed)
+    return Probe(bench.task, bench.model.module, outputs(bench, ORIGINAL, original_form(bench), "validation"), order, bench.seed)
 
 
 def hardest(outputs: np.ndarray, count: int, seed: int = 0, *, classes: bool = True) -> list[int]:

@@ -22,8 +22,7 @@ from lissome.core.errors import BadModel
 from lissome.core.manifest import Option, PartChoice, PartOption
 from lissome.core.measurement import Measurement
 from lissome.optimize.additive import Choice, Point, front, within
-from lissome.optimize.batches import judging_order
-from lissome.optimize.bench import Bench, Variant, original_form, outputs, vary
+from lissome.optimize.bench import Bench, Variant, vary
 from lissome.optimize.costs import Cost, losses, results_of, savings, typical, variant_row
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
@@ -180,12 +179,6 @@ def words(parts: Sequence[PartChoice]) -> str:
     narrower = sum(part.chosen not in ("left out", "whole") for part in parts)
     kinds = [*([f"{out} blocks out"] if out else []), *([f"{narrower} parts narrower"] if narrower else [])]
     return ", ".join(kinds) or "whole"
-
-
-def probe_of(bench: Bench) -> Probe:
-    """The original on the hardest validation examples."""
-    order = judging_order(bench.task, bench.seed)
-    return Probe(bench.task, bench.model.module, outputs(bench, ORIGINAL, original_form(bench), "validation"), order, bench.seed, HARDEST)
 
 
 def _budgets(bench: Bench, base: Ground) -> tuple[float | None, float | None]:

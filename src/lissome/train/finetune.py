@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lissome.core.cache import Cache, digest, disk_errors
-from lissome.core.errors import BadInput, BadModel, BadTask
+from lissome.core.cache import Cache, check_out, digest, disk_errors
+from lissome.core.errors import BadModel, BadTask
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import SplitName, Task
@@ -45,8 +45,13 @@ def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | No
     cache, progress = cache or Cache(), progress or Silent()
     unused: dict[str, Any] = {"train": {"checkpoint_every"}} | ({} if config.adaptive else {"adaptive": True})
     key = digest("finetune", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude=unused))
+    return trained_once(cache, "finetune", key, model, lambda empty, checkpoints: _make(model, task, config, empty, checkpoints, progress))
+
+
+def trained_once(cache: Cache, kind: str, key: str, model: Model, make: Callable[[Path, Path], None]) -> Model:
+    """The model that `make(empty folder, folder for checkpoints)` writes, made the first time and read afterwards; a killed `make` finds its checkpoints."""
     checkpoints = cache.path("training", key)
-    folder = cache.folder("finetune", key, lambda empty: _make(model, task, config, empty, checkpoints, progress))
+    folder = cache.folder(kind, key, lambda empty: make(empty, checkpoints))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return read_trained(folder, model)
 
@@ -75,8 +80,7 @@ def finetune_to(
 
     Raises BadInput where `out` holds something else, and what load_model, load_task and finetune raise.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "finetune.json").is_file())):
-        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+    check_out(out, "finetune.json")
     config, cache, progress = config or FinetuneConfig(), cache or Cache(), progress or Silent()
     with _seeded(config.train.seed):
         start = load_model(model)

@@ -35,8 +35,7 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 class AttentionInFloat(TorchFunctionMode):
     """Within it, attention on the CPU is computed in float32 where autocast would take bfloat16; its output is bfloat16 again.
 
-    torch's fused attention is slow backwards in bfloat16 on CPUs: 32 texts of 27 tokens, 12 heads of 32 (MiniLM), forward and backward, one Zen 4 core,
-    torch 2.13: 28.8 ms in bfloat16, 9.1 ms in float32; at 128 tokens 283 and 79 ms.
+    torch's fused attention is several times slower backwards in bfloat16 than in float32 on CPUs (torch 2.13), which costs more than the rest gains.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,8 +12,7 @@ from typing import Any
 
 from lissome.compress.distill.config import DistillTaskConfig
 from lissome.compress.distill.run import distill
-from lissome.core.cache import Cache, digest, disk_errors
-from lissome.core.errors import BadInput
+from lissome.core.cache import Cache, check_out, digest, disk_errors
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
@@ -21,7 +20,7 @@ from lissome.data import load_task
 from lissome.nn.load import load_model, save_model
 from lissome.train.batches import Batches
 from lissome.train.callbacks import KeepBest
-from lissome.train.finetune import depths, dropout, named, read_trained, score_of, with_head
+from lissome.train.finetune import depths, dropout, named, score_of, trained_once, with_head
 from lissome.train.loop import TrainResult
 
 VERSION = 2
@@ -40,10 +39,7 @@ def distil_for_task(
     config, cache, progress = config or DistillTaskConfig(), cache or Cache(), progress or Silent()
     settings = config.model_dump(exclude={"train": {"checkpoint_every"}, "terms": {"cache_mb", "cache_hidden"}})
     key = digest("distill", VERSION, student.fingerprint, teacher.fingerprint, task.fingerprint, settings)
-    checkpoints = cache.path("training", key)
-    folder = cache.folder("distill", key, lambda empty: _make(student, teacher, task, config, empty, checkpoints, cache, progress))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return read_trained(folder, student)
+    return trained_once(cache, "distill", key, student, lambda empty, checkpoints: _make(student, teacher, task, config, empty, checkpoints, cache, progress))
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,7 @@ def distill_to(
 
     Raises BadInput where `out` holds something else, and what load_model, load_task and distill raise.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+    check_out(out, RECORD)
     config, cache, progress = config or DistillTaskConfig(), cache or Cache(), progress or Silent()
     guide = load_model(teacher)
     loaded = load_task(task, guide.directory)

@@ -18,8 +18,8 @@ from lissome.compress.prune.config import PruneConfig
 from lissome.compress.prune.find import groups
 from lissome.compress.prune.groups import Groups, LeftAlone
 from lissome.compress.prune.importance import Loss, importance
-from lissome.core.cache import disk_errors
-from lissome.core.errors import BadInput, BadModel
+from lissome.core.cache import check_out, disk_errors
+from lissome.core.errors import BadModel
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.data import load_task
@@ -82,8 +82,7 @@ def prune_to(
     batches: how many of the train split's batches of `size` examples the importance is measured on.
     Raises BadInput where `out` holds something else, and what load_model, load_task and prune raise.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+    check_out(out, RECORD)
     config, progress = config or PruneConfig(importance="taylor"), progress or Silent()
     start = load_model(model)
     if start.architecture.kind == "exported":

@@ -20,8 +20,7 @@ from lissome.compress.quantize.apply import quantize
 from lissome.compress.quantize.batches import forward, inputs_of
 from lissome.compress.quantize.config import QatTaskConfig, QuantizeConfig
 from lissome.compress.quantize.store import check_deployed, is_quantized, load_quantized, save_quantized
-from lissome.core.cache import Cache, digest, disk_errors
-from lissome.core.errors import BadInput
+from lissome.core.cache import Cache, check_out, digest, disk_errors
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import Quantized
@@ -70,7 +69,7 @@ def quantize_to(
 
     Without a task int8-dynamic and weight-only work. Raises BadInput where `out` holds something else, and what `quantize` raises.
     """
-    _check_out(out)
+    check_out(out, RECORD)
     config, cache, progress = config or QuantizeConfig(), cache or Cache(), progress or Silent()
     original = load_model(model)
     loaded = load_task(task, original.directory) if task else None
@@ -91,7 +90,7 @@ def qat_to(
 
     A run that was killed goes on where it was. Raises BadInput where `out` holds something else, and what `quantize` and `qat` raise.
     """
-    _check_out(out)
+    check_out(out, RECORD)
     config, cache, progress = config or QatTaskConfig(), cache or Cache(), progress or Silent()
     if is_quantized(model):
         first = load_quantized(Path(model))
@@ -202,8 +201,3 @@ def _example(model: Model, task: Task | None) -> dict[str, Any] | None:
     if "input_ids" in arrays and "attention_mask" not in arrays:
         arrays["attention_mask"] = np.ones_like(arrays["input_ids"])
     return {name: arrays[name] for name in accepted(model.module, tuple(arrays))}
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")

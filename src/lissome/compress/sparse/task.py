@@ -12,8 +12,7 @@ from typing import Any
 from lissome.compress.sparse.config import SparseTaskConfig
 from lissome.compress.sparse.engines import Word, speaks
 from lissome.compress.sparse.run import LayerSparsity, sparse_train, sparsity_of
-from lissome.core.cache import Cache, digest, disk_errors
-from lissome.core.errors import BadInput
+from lissome.core.cache import Cache, check_out, digest, disk_errors
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
@@ -22,7 +21,7 @@ from lissome.machine.identity import identify
 from lissome.nn.load import load_model, save_model
 from lissome.train.batches import Batches
 from lissome.train.callbacks import KeepBest
-from lissome.train.finetune import classification_loss, named, read_trained, score_of, with_head
+from lissome.train.finetune import classification_loss, named, score_of, trained_once, with_head
 from lissome.train.loop import TrainResult
 
 VERSION = 1
@@ -38,10 +37,7 @@ def sparsify_for_task(model: Model, task: Task, config: SparseTaskConfig | None 
     """
     config, cache, progress = config or SparseTaskConfig(), cache or Cache(), progress or Silent()
     key = digest("sparse", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude={"train": {"checkpoint_every"}}))
-    checkpoints = cache.path("training", key)
-    folder = cache.folder("sparse", key, lambda empty: _make(model, task, config, empty, checkpoints, progress))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return read_trained(folder, model)
+    return trained_once(cache, "sparse", key, model, lambda empty, checkpoints: _make(model, task, config, empty, checkpoints, progress))
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,7 @@ def sparsify_to(
 
     Raises BadInput where `out` holds something else, and what load_model, load_task and sparse_train raise.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+    check_out(out, RECORD)
     config, cache, progress = config or SparseTaskConfig(), cache or Cache(), progress or Silent()
     start = load_model(model)
     loaded = load_task(task, start.directory)
