@@ -69,7 +69,7 @@ allow_duplicates: true
 """
 
 MNIST_RECIPE = FinetuneConfig(train=TrainConfig(epochs=4, lr=3e-3, warmup=0.2, weight_decay=0.01, schedule="cosine", precision="auto"), size=64)
-RESNET_RECIPE = FinetuneConfig(train=TrainConfig(epochs=2, lr=1e-3, warmup=0.2, weight_decay=0.05, schedule="cosine", precision="bf16"), size=64)
+RESNET_RECIPE = FinetuneConfig(train=TrainConfig(epochs=4, lr=1e-3, warmup=0.2, weight_decay=0.05, schedule="cosine", precision="auto"), size=64)
 
 
 def mnist(cache: Cache | None = None, progress: Progress | None = None, recipe: FinetuneConfig = MNIST_RECIPE) -> tuple[Model, Task]:

@@ -1,0 +1,109 @@
+"""What the planner's result is held against: the same cut everywhere, and NNCF's accuracy-aware quantisation."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lissome.compress.prune import PruneConfig, apply, choose
+from lissome.core.manifest import Option
+from lissome.core.model import Model
+from lissome.core.task import Split
+from lissome.export.forms import form_bytes
+from lissome.export.onnx import quiet
+from lissome.export.quantized import has_attention
+from lissome.optimize import shrink
+from lissome.optimize.batches import scoring_batches
+from lissome.optimize.bench import Bench, formed
+from lissome.optimize.costs import typical, variant_row
+from lissome.optimize.run import Optimized
+from lissome.optimize.structure import structure_of
+from lissome.optimize.tables import Row
+
+HALVINGS = 4
+"""Steps of the search for the share whose latency is the plan's."""
+SAME = 1.03
+"""What counts as equal latency."""
+
+
+def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, Row] | None:
+    """The model with the same share of every layer's heads, neurons or channels cut, run as the plan is and taught as long: the most accurate whose
+    latency is the plan's, or the fastest that there is. None where the plan did not shrink the model."""
+    lessons = re.search(r"distilled (\S+) epochs", result.manifest.plan.change or "")
+    if lessons is None or plan.option.precision == "mixed":
+        return None
+    structure = structure_of(bench.model, bench.recipe.example)  # type: ignore[arg-type]
+    scores = shrink.unit_scores(bench, structure)
+    base = Option(engine=plan.option.engine, precision=plan.option.precision, padding=plan.option.padding)
+
+    def at(ratio: float) -> Model:
+        return apply(bench.model, structure.groups, choose(structure.groups, scores, PruneConfig(ratio=ratio)))
+
+    def times(ratio: float) -> float:
+        """Latency over the plan's, from one interleaved run."""
+        rows = shrink.with_results([Row(plan.option, plan.form, plan.size), variant_row(bench, at(ratio), base)], bench)
+        return typical(rows[1].result) / typical(rows[0].result)  # type: ignore[arg-type]
+
+    low, high = 0.0, 0.95
+    fastest = times(high)
+    found = high
+    if fastest <= SAME:
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if times(middle) <= SAME else (middle, high)
+        found = high
+    taught = shrink.taught(bench, at(found), f"{found:.0%} cut everywhere", (), float(lessons[1]), ())
+    form = formed(taught.bench, base)
+    return f"uniform pruning, {found:.0%} cut everywhere, taught as long", Row(base, form, form_bytes(form), variant=taught)
+
+
+def accuracy_controlled(bench: Bench, max_drop: float, into: Path) -> tuple[str, Row]:
+    """NNCF's `quantize_with_accuracy_control` at the same limit: OpenVINO int8, layers put back in float until validation keeps `max_drop` (a fraction)."""
+    import nncf
+    import openvino as ov
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+    source, task = formed(bench, ORIGINAL_ONNX), bench.task
+    begun = time.perf_counter()
+
+    def dataset(split: Split, size: int) -> tuple[nncf.Dataset, list[np.ndarray]]:
+        ordered = scoring_batches(task, split, size)
+        order, targets = list(ordered.order), []
+        for batch in ordered.batches:
+            rows = len(next(iter(batch.values())))
+            targets.append(np.asarray(split.targets)[order[:rows]])
+            order = order[rows:]
+        return nncf.Dataset(list(zip(ordered.batches, targets, strict=True)), lambda one: {name: one[0][name] for name in bench.recipe.inputs}), targets
+
+    def validate(model: ov.CompiledModel, data: object) -> tuple[float, list[float]]:
+        """Mean score, and the score of each batch."""
+        each = [task.score(model({name: batch[name] for name in bench.recipe.inputs})[0], targets) for batch, targets in data]  # type: ignore[attr-defined]
+        return float(np.mean(np.concatenate(each))), [float(np.mean(one)) for one in each]
+
+    calibration, _ = dataset(task.splits["calibration"], 8)
+    validation, _ = dataset(task.splits["validation"], 32)
+    with quiet():
+        made = nncf.quantize_with_accuracy_control(
+            ov.Core().read_model(str(source / "model.onnx")),
+            calibration,
+            validation,
+            validate,
+            max_drop=max_drop,
+            model_type=nncf.ModelType.TRANSFORMER if has_attention(source) else None,
+            advanced_quantization_parameters=AdvancedQuantizationParameters(
+                overflow_fix=OverflowFix.ENABLE if bench.recipe.reduce_range else OverflowFix.DISABLE
+            ),
+        )
+    seconds = time.perf_counter() - begun
+    into.mkdir(parents=True)
+    ov.save_model(made, str(into / "model.xml"), compress_to_fp16=False)
+    form = json.loads((source / "form.json").read_text(encoding="utf-8")) | {"engine": "openvino", "file": "model.xml"}
+    (into / "form.json").write_text(json.dumps(form), encoding="utf-8")
+    return f"NNCF with accuracy control, {seconds / 60:.1f} min", Row(Option(engine="openvino", precision="int8-static"), into, form_bytes(into))
+
+
+ORIGINAL_ONNX = Option(engine="onnxruntime", precision="fp32")
