@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from lissome.core.cache import Cache
 from lissome.core.contract import Contract
@@ -73,6 +74,41 @@ def test_accuracy_that_int8_loses_is_met_by_better_scales(here, tmp_path):
     assert set(int8) <= {"over limit", "failed"}
     assert open_artifact(result.folder).predict([[1.0, 1, 0, 0, 0, 0]])[0]["label"] == "right"
     assert verify(result.folder).verdict.status == "met"
+
+
+def test_the_smaller_model_in_int8(here, tmp_path, monkeypatch):
+    """Where the smaller model keeps the limits in no precision of the whole, its scales are searched and it is trained with them."""
+    heard = Heard()
+    rungs = (escalate.Rung("prune and distil", lambda climb: escalate.prune_and_distil(climb)[:0]), escalate.Rung("in int8", escalate.small_in_int8))
+    monkeypatch.setattr(escalate, "RUNGS", rungs)
+    result = optimize("tiny_model:build", str(here / "task.yaml"), Contract(max_drop="3%", size="4.5x"), out=tmp_path / "artifact", progress=heard)
+    assert result.verdict.status == "met"
+    assert result.manifest.plan.precision == "mixed"
+    assert "distilled 4 epochs, " in result.manifest.plan.change
+    assert {row.option.change.rsplit(", ")[-1] for row in result.manifest.tried if row.option.change} == {"int8 scales searched", "trained in int8"}
+    assert verify(result.folder).verdict.status == "met"
+
+
+@pytest.mark.parametrize(("small", "contract", "reason"), [
+    (False, Contract(max_drop="3%", size="5x"), "There is no smaller model to quantise"),
+    (True, Contract(size="5x"), "that is not what is missing"),
+    (True, Contract(max_drop="3%", size="5x"), r"Even in float the smaller model loses \d+\.\d\d points on validation"),
+])  # fmt: skip
+def test_why_the_smaller_model_in_int8_cannot_help(here, small, contract, reason):
+    from lissome.core.manifest import Option
+    from lissome.nn.load import as_model
+    from lissome.optimize.bench import vary
+    from lissome.optimize.escalate import Climb, Shape, small_in_int8
+    from lissome.optimize.tables import build_rows
+
+    bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), contract, identify(), Cache(), Heard())
+    blank = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    torch.nn.init.zeros_(blank[1].weight)
+    climb = Climb(bench, build_rows(bench, []), None)
+    if small:
+        climb.shape, climb.small = Shape(bench.model, (), [Option(engine="onnxruntime", precision="fp32")], ""), vary(bench, as_model(blank.eval()), "blank")
+    with pytest.raises(CannotHelp, match=reason):
+        small_in_int8(climb)
 
 
 def test_a_pass_that_fails_is_left_out_and_the_climb_goes_on(here, tmp_path, monkeypatch):

@@ -17,11 +17,12 @@ from lissome.core.model import Model
 from lissome.core.quantization import Quantized
 from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
-from lissome.optimize.bench import Bench
+from lissome.optimize.bench import Bench, Variant
 from lissome.optimize.sensitivity import Probe, probe_of
 from lissome.optimize.solve import LIKELY, SURE, Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
 from lissome.optimize.tables import Row, build_variant, measure_rows
+from lissome.train.finetune import score_of
 
 ENGINES = 2
 """How many ways of running a changed model are tried: the fastest of different engines."""
@@ -47,7 +48,8 @@ class Shape:
 class Climb:
     """Where the climb stands. rows: everything tried, the original first.
 
-    quantized, steps: the int8 model that the rungs on precision build on, and how it came about. shape: the smaller model that a rung planned.
+    quantized, steps: the int8 model that the rungs on precision build on, and how it came about. shape, small: the smaller model that a rung planned,
+    and what it was after its last lessons.
     """
 
     bench: Bench
@@ -56,6 +58,7 @@ class Climb:
     quantized: Quantized | None = None
     steps: list[str] = field(default_factory=list)
     shape: Shape | None = None
+    small: Variant | None = None
 
     @functools.cached_property
     def probe(self) -> Probe:
@@ -180,7 +183,7 @@ def quantised_training(climb: Climb) -> list[Row]:
         raise CannotHelp("There is no int8 classifier to start from")
     check_time(climb.bench, "training with int8 in place", 2 * precision.QAT_EPOCHS * climb.epoch)
     begun = time.perf_counter()
-    trained = precision.trained(climb.bench, climb.quantized)
+    trained = precision.trained(climb.bench, climb.quantized, climb.bench.model)
     climb.steps.append(f"trained for {precision.QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s")
     return build_variant(precision.varied(climb.bench, trained, "trained in int8", (), climb.steps), options)
 
@@ -207,7 +210,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     smaller, parts, point = found
     step = f"{shrink.words(parts)}, planned for {base.option.name} in {time.perf_counter() - begun:.0f} s ({point.loss:.2g} nats before teaching)"
     climb.shape = Shape(smaller, parts, options, step)
-    return taught_rows(bench, climb.shape, shrink.EPOCHS)
+    return taught_rows(climb, climb.shape, shrink.EPOCHS)
 
 
 def distil_longer(climb: Climb) -> list[Row]:
@@ -221,12 +224,36 @@ def distil_longer(climb: Climb) -> list[Row]:
     if not any(not shrink.missed(climb.bench, row) for row in tried):
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
     check_time(climb.bench, "longer lessons for the smaller model", shrink.LONG * climb.epoch)
-    return taught_rows(climb.bench, shape, shrink.LONG)
+    return taught_rows(climb, shape, shrink.LONG)
 
 
-def taught_rows(bench: Bench, shape: Shape, epochs: float) -> list[Row]:
+def taught_rows(climb: Climb, shape: Shape, epochs: float) -> list[Row]:
     """The rows of a smaller shape after `epochs` of teaching."""
-    return build_variant(shrink.taught(bench, shape.model, shrink.words(shape.parts), shape.parts, epochs, (shape.step,)), shape.options)
+    climb.small = shrink.taught(climb.bench, shape.model, shrink.words(shape.parts), shape.parts, epochs, (shape.step,))
+    return build_variant(climb.small, shape.options)
+
+
+def small_in_int8(climb: Climb) -> list[Row]:
+    """The smaller model in static int8 with the best of several ways to find scales, and the same after training with its rounding in place."""
+    bench, small, shape, limit = climb.bench, climb.small, climb.shape, climb.bench.contract.limit("max_drop")
+    if small is None or shape is None:
+        raise CannotHelp("There is no smaller model to quantise")
+    options = [Option(engine=one.engine, precision="mixed", padding=one.padding) for one in shape.options if one.engine in MIXED]
+    if limit is None or not options:
+        raise CannotHelp("It makes int8 more accurate, and that is not what is missing")
+    assert climb.rows[0].scores is not None
+    was = float(climb.rows[0].scores.mean())
+    drop = was - score_of(small.bench.model.module, bench.task)
+    if drop > limit.bound / 100 * (was if limit.relative else 1):
+        raise CannotHelp(f"Even in float the smaller model loses {100 * drop:.2f} points on validation")
+    check_time(bench, "the smaller model in int8", 2 * precision.QAT_EPOCHS * climb.epoch + TABLE_S)
+    quantized, step = precision.best_scales(small.bench, climb.probe)
+    begun = time.perf_counter()
+    trained = precision.trained(small.bench, quantized, bench.model)
+    lesson = f"trained for {precision.QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s"
+    calibrated = precision.varied(small.bench, quantized, f"{small.change}, int8 scales searched", small.parts, (*small.steps, step))
+    learned = precision.varied(small.bench, trained, f"{small.change}, trained in int8", small.parts, (*small.steps, step, lesson))
+    return [*build_variant(calibrated, options), *build_variant(learned, options)]
 
 
 def _room(climb: Climb, latency: float) -> float | None:
@@ -245,5 +272,6 @@ RUNGS = (
     Rung("sensitive layers in float", layers_in_float),
     Rung("training with int8 in place", quantised_training),
     Rung("prune and distil", prune_and_distil),
+    Rung("the smaller model in int8", small_in_int8),
     Rung("distil for longer", distil_longer),
 )

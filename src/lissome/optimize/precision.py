@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lissome.compress.quantize.apply import quantize
@@ -32,6 +33,8 @@ from lissome.train.config import TrainConfig
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from lissome.core.model import Model
 
 METHODS = (
     QuantizeConfig(method="minmax", bias_correction=False),
@@ -166,14 +169,15 @@ def planned(bench: Bench, quantized: Quantized, found: Table, point: Point, step
     return varied(bench, spared(quantized, layers), change, _parts(bench, found, point), (*steps, step))
 
 
-def trained(bench: Bench, quantized: Quantized) -> Quantized:
-    """The quantised model after an epoch with its rounding in place, taught by the original as well as by the labels; kept in the cache."""
+def trained(bench: Bench, quantized: Quantized, teacher: Model) -> Quantized:
+    """The quantised model after an epoch with its rounding in place, taught by `teacher` as well as by the labels; kept in the cache."""
     config = qat_lesson(bench)
-    key = digest("qat-1", quantized.fingerprint, bench.model.fingerprint, bench.task.fingerprint, config.model_dump())
-    folder = bench.cache.folder(
-        "qat", key, lambda empty: save_quantized(qat_for_task(bench.model, quantized, bench.task, config, bench.cache, bench.progress), empty)
-    )
-    return load_quantized(folder)
+    key = digest("qat-2", quantized.fingerprint, bench.model.fingerprint, teacher.fingerprint, bench.task.fingerprint, config.model_dump())
+
+    def make(empty: Path) -> None:
+        save_quantized(qat_for_task(bench.model, quantized, bench.task, config, bench.cache, bench.progress, teacher=teacher), empty)
+
+    return load_quantized(bench.cache.folder("qat", key, make))
 
 
 def qat_lesson(bench: Bench) -> QatTaskConfig:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 EPOCHS, LONG = 4, 12
 """Epochs of the first lessons, and of those that are given when accuracy alone is still missed."""
 IMPORTANCE_BATCHES = 16
-MENDS = 3
-"""How often a plan that turns out too slow is solved again, for a limit tightened by what the sum of savings was off."""
+MENDS = 5
+"""How often a plan that turns out too slow or too large is solved again, for limits tightened by what the sum of savings was off."""
 SPARE = 0.97
 """A plan is solved for this share of what a limit allows: the sum of savings is only nearly the saving of the sum."""
 
@@ -114,28 +114,38 @@ def missed(bench: Bench, row: Row) -> list[Reading]:
 
 
 def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartChoice, ...], Point] | None:
-    """The shape of least loss whose limits on speed and size hold when it is built and timed; None when the tables know of none."""
+    """The shape of least loss whose limits on speed and size hold when it is built and timed; None where none was found."""
     costs = savings(bench, base.structure, base.option, base.scores)
     harm = losses(bench, base.structure, probe, base.scores)
-    latency, size = _budgets(bench, base)
+    wanted = budgets = _budgets(bench, base)
     menus = [_menu(part, costs, harm) for part in base.structure.parts]
-    found: tuple[Model, tuple[PartChoice, ...], Point] | None = None
     for _ in range(MENDS + 1):
-        point = _solved(menus, (latency, size))
+        point = _solved(menus, budgets)
         if point is None:
-            return found
+            return None
         changes = [change for menu, pick in zip(menus, point.picks, strict=True) for change in menu[pick][1]]
         smaller = cut(base.structure, changes, base.scores)
         row = with_results([Row(ORIGINAL, base.original.form, base.original.size), variant_row(bench, smaller, base.option)], bench)[1]
-        found = smaller, _choices(base.structure.parts, menus, point, costs, harm, bench), point
-        if row.trouble is not None or not missed(bench, row):
-            return found
+        if row.trouble is not None:
+            return None
+        over = missed(bench, row)
+        if not over:
+            return smaller, _choices(base.structure.parts, menus, point, costs, harm, bench), point
         assert row.result is not None and row.original is not None
-        off = typical(row.result) - typical(row.original) * _share(base) - point.costs[0]
-        bench.progress.say(f"The plan is {off:+.2f} ms a call off what its parts add up to; solving again with that.")
-        latency = None if latency is None else latency - max(off, (1 - SPARE) * typical(row.result))
-        size = None if size is None else size - (1 - SPARE) * row.size / 1e6
-    return found
+        slower = typical(row.result) - typical(row.original) * _share(base) - point.costs[0]
+        larger = (row.size - base.base.size) / 1e6 - point.costs[1]
+        bench.progress.say(
+            f"The plan misses {over[0].limit}: {over[0].figure}. It is {slower:+.2f} ms a call and {larger:+.2f} MB off what its parts add up to; "
+            "solving again with that."
+        )
+        kinds = {reading.limit.quantity for reading in over}
+        least = ((1 - SPARE) * typical(row.result), (1 - SPARE) * row.size / 1e6)
+        tight = ("latency" in kinds, bool(kinds & {"size", "memory"}))
+        budgets = tuple(  # type: ignore[assignment]
+            now if first is None or now is None or not missing else min(first - off, now - step)
+            for first, now, missing, off, step in zip(wanted, budgets, tight, (slower, larger), least, strict=True)
+        )
+    return None
 
 
 def _share(base: Ground) -> float:

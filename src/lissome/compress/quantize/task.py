@@ -103,13 +103,18 @@ def qat_to(
     return write(out, original, trained, loaded, cache, progress)
 
 
-def qat_for_task(original: Model, quantized: Quantized, task: Task, config: QatTaskConfig, cache: Cache, progress: Progress | None = None) -> Quantized:
-    """`quantized` trained on the task's train split, with the best weights by the task's score on validation."""
-    progress = progress or Silent()
+def qat_for_task(
+    original: Model, quantized: Quantized, task: Task, config: QatTaskConfig, cache: Cache, progress: Progress | None = None, *, teacher: Model | None = None
+) -> Quantized:
+    """`quantized` trained on the task's train split, with the best weights by the task's score on validation.
+
+    teacher: whose outputs are learned from; the original, when None.
+    """
+    progress, teacher = progress or Silent(), teacher or original
     settings = config.model_dump(exclude={"train": {"checkpoint_every", "spend"}})
-    checkpoints = cache.path("training", digest("qat", quantized.fingerprint, task.fingerprint, settings))
+    checkpoints = cache.path("training", digest("qat", quantized.fingerprint, teacher.fingerprint, task.fingerprint, settings))
     best = KeepBest(lambda module: score_of(module, task), every=config.evaluate_every, patience=config.patience)
-    loss = taught_loss(original, config.teacher)
+    loss = taught_loss(teacher, config.teacher)
     batches = Batches(task, "train", config.size, seed=config.train.seed)
     trained = qat(original, quantized, loss, batches, config.train, scale_lr=config.scale_lr, callbacks=[best], resume=checkpoints, progress=progress)
     progress.say(f"validation score {best.score:.4f} at step {best.step}")
