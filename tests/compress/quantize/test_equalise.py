@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +88,29 @@ def test_smoothing_evens_the_inputs_out():
     copied, _, before = smoothed(module, batch, 0.5)
     after = extremes(copied, ordered([batch]), [("q", "input")], 1, ["q"]).channels["q"]
     assert after.max() / after.median() < 0.3 * before["q"].max() / before["q"].median()
+
+
+FINGERPRINT = """
+import torch
+from lissome.compress.quantize import QuantizeConfig, quantize
+from tests.compress.quantize.test_equalise import Block
+torch.set_num_threads(1)
+torch.manual_seed(0)
+module = torch.nn.Sequential(Block(), Block())
+config = QuantizeConfig(smallest=1, smooth=0.5, method="minmax")
+print(quantize(module, config, [torch.randn(8, 5, 16)]).fingerprint)
+"""
+
+
+def test_every_process_smooths_in_the_same_order():
+    """Folds chain (norm -> up, up -> down), so the order decides the weights; Python orders sets of strings anew in every process."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", FINGERPRINT], env={**env, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True) for seed in ("1", "2")
+    ]
+    found = [run.communicate()[0].strip() for run in runs]
+    assert len(found[0]) == 16
+    assert found[0] == found[1]
 
 
 def test_what_is_used_elsewhere_is_left_alone():

@@ -60,7 +60,7 @@ def folds(module: nn.Module, wiring: Wiring, names: Iterable[str]) -> Iterator[F
     Seen are norms with weights before linear layers, a linear layer before another (a ReLU between them at most), and the values of an attention
     before its output projection: attention weighs rows, so it leaves the channels apart.
     """
-    wanted, seen = set(names), set()
+    wanted, seen = dict.fromkeys(names), set()  # in order: where folds chain, another order gives other weights
     layers = dict(module.named_modules())
 
     def is_target(node: Node) -> bool:
