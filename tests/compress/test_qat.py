@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lissome.compress.batches import forward
 from lissome.compress.qat import qat
 from lissome.compress.quantize.apply import quantize
-from lissome.compress.quantize.batches import forward
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.simulate import simulate
 from lissome.core.cache import Cache

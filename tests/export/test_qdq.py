@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from lissome.compress.batches import forward
 from lissome.compress.quantize.apply import quantize
-from lissome.compress.quantize.batches import forward
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.simulate import simulate
 from lissome.compress.quantize.store import check_deployed

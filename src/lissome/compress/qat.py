@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.simulate import Step, current_scales, simulate, stripped
 from lissome.core.errors import BadInput, BadModel, Diverged
 from lissome.core.model import Model

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from lissome.compress.batches import forward
 from lissome.compress.quantize.apply import quantize
-from lissome.compress.quantize.batches import forward
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.correct import bias_of
 from lissome.compress.quantize.sensitivity import divergence
@@ -188,6 +188,27 @@ def test_iterators_and_tied_weights():
     module["head"].weight = module["table"].weight
     found = quantize(as_model(module), QuantizeConfig(smallest=1, precision="int8-dynamic"))
     assert set(found.quantization.layers) == {"table"}
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.line = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, ids, mask):
+        return self.line((self.table(ids) * mask[..., None]).sum(1))
+
+
+@pytest.mark.parametrize("options", [{"precision": "int8-static"}, {"precision": "w4a16", "adaptive_layers": 1, "bias_correction": True}])
+def test_tuples_hold_every_input_and_the_labels_last(options):
+    torch.manual_seed(0)
+    ids, mask, labels = torch.randint(20, (16, 5)), torch.ones(16, 5), torch.arange(16) % 3
+    model, config = as_model(TwoInputs()), QuantizeConfig(smallest=1, **options)
+    found = quantize(model, config, [(ids, mask, labels)])
+    assert set(found.quantization.layers) == {"table", "line"}
+    assert found.fingerprint == quantize(model, config, [{"ids": ids.numpy(), "mask": mask, "labels": labels}]).fingerprint
+    with pytest.raises(BadInput, match=r"forward takes \(ids, mask\), the task gives \(0\)"):
+        quantize(model, config, [(ids, labels)])
 
 
 def test_near_dead_channels_keep_biases_that_fit():

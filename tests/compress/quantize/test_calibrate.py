@@ -126,5 +126,5 @@ def test_too_few_one_class_and_nan():
     assert found.notes == ("all 9 calibration examples are of class 0: the ranges may not fit the others",)
     with pytest.raises(BadModel, match="NaN or infinity in what goes into the layer line"):
         calibrate(module, ordered([torch.full((9, 4), torch.nan)]), [("line", "input")], QuantizeConfig())
-    with pytest.raises(BadInput, match="a batch that is a str"):
+    with pytest.raises(BadInput, match="inputs and labels apart in a batch of str"):
         calibrate(module, ordered(["text"]), [("line", "input")], QuantizeConfig())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.calibrate import extremes
 from lissome.compress.quantize.equalise import absorb_norms, folds, smooth
 from lissome.compress.quantize.wiring import trace

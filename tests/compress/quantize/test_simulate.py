@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.simulate import FrozenNorm, Rounded, Simulated, Step, _Steps, current_scales, rounded, rounded_dynamically, simulate, stripped
 from lissome.core.errors import BadInput
 from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Range, Scales

@@ -1,4 +1,4 @@
-"""What a batch holds, whatever its form: a mapping of named tensors with or without `labels`, a tuple of inputs with the labels last, or one tensor."""
+"""What distillation reads off a batch: the hard-label loss, where there are tokens, and which examples they are."""
 
 from __future__ import annotations
 
@@ -7,41 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
+from lissome.compress.batches import inputs_of, labels_of
 from lissome.core.errors import BadInput
-from lissome.nn.call import call, output_tensor
-from lissome.train.batches import LABELS
 
 MASK = "attention_mask"
 
 
-def inputs_of(batch: Any) -> dict[str, torch.Tensor]:
-    """The batch's inputs by name; unnamed ones are called 0, 1, ..."""
-    if isinstance(batch, Mapping):
-        return {str(name): value for name, value in batch.items() if name != LABELS and isinstance(value, torch.Tensor)}
-    if isinstance(batch, torch.Tensor):
-        return {"0": batch}
-    if isinstance(batch, tuple | list) and batch and all(isinstance(one, torch.Tensor) for one in batch):
-        inputs = batch[:-1] if len(batch) > 1 else batch
-        return {str(i): one for i, one in enumerate(inputs)}
-    raise BadInput(
-        f"cannot tell inputs and labels apart in a batch of {type(batch).__name__}.",
-        expected='a mapping of tensors (labels under "labels"), a tuple (inputs..., labels), or one tensor',
-    )
-
-
-def outputs_of(module: nn.Module, batch: Any) -> torch.Tensor:
-    """The module's output tensor on the batch's inputs."""
-    inputs = inputs_of(batch)
-    return call(module, inputs) if isinstance(batch, Mapping) else output_tensor(module(*inputs.values()))
-
-
 def hard_loss(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
     """Cross entropy of logits [..., classes] and the batch's class numbers [...]; -100 counts as no label. Raises BadInput without labels."""
-    labels = batch.get(LABELS) if isinstance(batch, Mapping) else batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    if not isinstance(labels, torch.Tensor):
+    labels = labels_of(batch)
+    if labels is None:
         raise BadInput("the batch has no labels, which the hard-label term needs.", do='give them as "labels" or last in a tuple, or set labels to 0')
     return functional.cross_entropy(outputs.float().flatten(0, -2), labels.long().flatten())
 

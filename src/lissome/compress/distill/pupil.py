@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lissome.compress.batches import forward
 from lissome.compress.distill import terms
 from lissome.compress.distill.capture import Attention, attentions, blocks, evenly, listening
 from lissome.compress.distill.config import DistillConfig
-from lissome.compress.distill.examples import hard_loss, mask_of, outputs_of
+from lissome.compress.distill.examples import hard_loss, mask_of
 from lissome.compress.distill.teacher import OUTPUTS
 from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.nn.call import output_tensor
@@ -79,7 +80,7 @@ class Pupil(nn.Module):
         """Check on one batch that student and teacher can be compared, and make the maps; the student is left as it was."""
         said = self._teach[0](batch)
         with _evaluating(self.student), torch.no_grad(), listening(self.student, self._pairs.student()) as heard:
-            outputs = outputs_of(self.student, batch)
+            outputs = forward(self.student, batch)
         if self._config.logits and outputs.shape != said[OUTPUTS].shape:
             raise BadModel(
                 f"the student gives outputs of the shape {list(outputs.shape)}, the teacher {list(said[OUTPUTS].shape)}.",
@@ -103,7 +104,7 @@ class Pupil(nn.Module):
     def _study(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One forward pass of the student: its outputs, and the hard-label loss where it has a weight."""
         if self._loss is None or not self._config.labels:
-            outputs = outputs_of(self.student, batch)
+            outputs = forward(self.student, batch)
             return outputs, hard_loss(outputs, batch) if self._config.labels else None
         given: list[Any] = []
         handle = self.student.register_forward_hook(lambda _, __, output: given.append(output))

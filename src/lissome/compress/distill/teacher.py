@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lissome.compress.batches import forward
 from lissome.compress.distill.capture import listening
-from lissome.compress.distill.examples import keys_of, lengths_of, mask_of, outputs_of
+from lissome.compress.distill.examples import keys_of, lengths_of, mask_of
 from lissome.compress.distill.store import Layout, Store
 from lissome.core.cache import Cache, digest
 from lissome.core.errors import BadModel
@@ -76,7 +77,7 @@ class Teacher:
             self.module = copy.deepcopy(self.module).to(device)
         self.module.eval()
         with torch.no_grad(), torch.autocast(device.type, enabled=False), listening(self.module, self.wanted) as heard:
-            said = {OUTPUTS: outputs_of(self.module, batch)}
+            said = {OUTPUTS: forward(self.module, batch)}
         if not bool(torch.isfinite(said[OUTPUTS]).all()):
             raise BadModel("the teacher's outputs hold NaN or infinity.", where=self.ref, do="check its weights and the data, or take another teacher")
         absent = next((name for name in self.wanted if name not in heard), None)

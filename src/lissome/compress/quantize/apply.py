@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.calibrate import Point, calibrate, extremes
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.correct import bias_of, correct_biases

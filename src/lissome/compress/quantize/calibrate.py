@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lissome.compress.quantize.batches import examples_in, forward, labels_of
+from lissome.compress.batches import examples_in, forward, labels_of
 from lissome.compress.quantize.config import Method, QuantizeConfig
 from lissome.core.errors import BadInput, BadModel
 from lissome.core.progress import Progress, Silent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.simulate import Simulated, simulate
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import Quantization, Scales

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.wiring import NOTHING, RESHAPES, Node, Wiring, beyond, feeds_only, operator, source
 
 EXACT = 1e-3

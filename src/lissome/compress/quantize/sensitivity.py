@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lissome.compress.quantize.batches import examples_in, forward
+from lissome.compress.batches import examples_in, forward
 from lissome.compress.quantize.simulate import FrozenNorm, Simulated, simulate
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import Quantization, Scales

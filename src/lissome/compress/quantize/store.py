@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lissome.compress.quantize.batches import forward
+from lissome.compress.batches import forward
 from lissome.compress.quantize.simulate import FrozenNorm, Simulated, simulate
 from lissome.core.errors import ParityFailed
 from lissome.core.quantization import QUANTIZATION, Quantized, read_quantization, write_quantization

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from lissome.compress.batches import forward, inputs_of
 from lissome.compress.distill.terms import soft_logits
 from lissome.compress.qat import qat
 from lissome.compress.quantize.apply import quantize
-from lissome.compress.quantize.batches import forward, inputs_of
 from lissome.compress.quantize.config import QatTaskConfig, QuantizeConfig
 from lissome.compress.quantize.store import check_deployed, is_quantized, load_quantized, save_quantized
 from lissome.core.cache import Cache, check_out, digest, disk_errors
@@ -197,7 +197,6 @@ def _example(model: Model, task: Task | None) -> dict[str, Any] | None:
     """Two or more examples as named arrays: of the task, or what a transformers model says its inputs look like; None where nobody knows."""
     if task is not None:
         inputs = inputs_of(Batches(task, "calibration", 2).batch([0, min(1, len(task.splits["calibration"]) - 1)]))
-        assert isinstance(inputs, dict)
         return {name: value.numpy() for name, value in inputs.items()}
     dummy = getattr(model.module, "dummy_inputs", None)
     if not isinstance(dummy, Mapping):

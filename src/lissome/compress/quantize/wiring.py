@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lissome.compress.quantize.batches import inputs_of
+from lissome.compress.batches import inputs_of
 from lissome.core.errors import BadModel
 from lissome.nn.call import Positional, accepted
 
@@ -43,15 +43,10 @@ def operator(node: Node) -> str:
 def trace(module: nn.Module, batch: Any) -> Wiring:
     """Trace the module on a batch. Raises BadModel with torch's reason when it cannot be traced."""
     inputs = inputs_of(batch)
-    traced: nn.Module
-    if isinstance(inputs, dict):
-        names = accepted(module, tuple(inputs))
-        traced, given, prefix = Positional(module, names), tuple(inputs[name] for name in names), "module."
-    else:
-        traced, given, prefix = module, (inputs,), ""
+    names = accepted(module, tuple(inputs))
     try:
         with torch.no_grad():
-            program = torch.export.export(traced, given, strict=False)
+            program = torch.export.export(Positional(module, names), tuple(inputs[name] for name in names), strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BadModel(
@@ -65,7 +60,7 @@ def trace(module: nn.Module, batch: Any) -> Wiring:
         for argument in node.args:
             full = parameters.get(argument.name, "") if isinstance(argument, Node) else ""
             if full.endswith(".weight"):
-                name = full.removesuffix(".weight").removeprefix(prefix)
+                name = full.removesuffix(".weight").removeprefix("module.")
                 calls.setdefault(name, []).append(node)
                 layer[node] = name
     return Wiring(calls, layer)
