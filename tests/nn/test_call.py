@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lissome.core.errors import BadModel
-from lissome.nn.call import Positional, accepted, by_name, call, output_tensor
+from lissome.nn.call import Positional, accepted, by_name, call, output_tensor, unfused
 from tests.nn.tiny import bert, tensors, texts
 
 
@@ -129,3 +129,18 @@ def test_positional_wants_every_input():
     with pytest.raises(ValueError, match="shorter"):
         Positional(Named(), ("input_ids", "attention_mask"))(A)
     assert torch.equal(Positional(Plain(), ("images",))(A), A * 2)
+
+
+def test_unfused_calls_the_layers_and_puts_torchs_setting_back():
+    layer, ran = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval(), []
+    layer.linear1.forward = lambda x, plain=layer.linear1.forward: (ran.append(1), plain(x))[1]  # a hook would keep torch from its kernel already
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        fused = layer(x)
+        assert not ran
+        with pytest.raises(KeyError), unfused():
+            torch.testing.assert_close(layer(x), fused)
+            raise KeyError
+        assert ran == [1]
+        layer(x)
+    assert ran == [1]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lissome.core.errors import BadInput
-from lissome.nn.call import call
+from lissome.nn.call import call, unfused
 from lissome.train.batches import LABELS
 
 Values = torch.Tensor | np.ndarray
@@ -50,4 +50,6 @@ def examples_in(batch: Any) -> int:
 def forward(module: nn.Module, batch: Any) -> torch.Tensor:
     """The module's output tensor on a batch, on its weights' device. Raises BadInput for the batch, BadModel where the two do not fit."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return call(module, {name: value.to(device) for name, value in inputs_of(batch).items()})
+    inputs = {name: value.to(device) for name, value in inputs_of(batch).items()}
+    with unfused():  # what is calibrated, simulated or listened to are the layers themselves
+        return call(module, inputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +67,21 @@ def call(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if by_name(module, names):
         return output_tensor(module(**{name: inputs[name] for name in names}))
     return output_tensor(module(*(inputs[name] for name in names)))
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Let torch's own encoder layers call the layers in them.
+
+    In eval mode and without gradients nn.TransformerEncoderLayer and nn.MultiheadAttention read their weights and run one fused kernel instead ("fast
+    path"): no hook sees a layer then, no layer put in another's place runs, and a trace holds one opaque operator.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class Positional(nn.Module):

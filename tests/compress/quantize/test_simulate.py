@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lissome.compress.batches import forward
+from lissome.compress.quantize.apply import quantize
+from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.simulate import FrozenNorm, Rounded, Simulated, Step, _Steps, current_scales, rounded, rounded_dynamically, simulate, stripped
 from lissome.core.errors import BadInput
 from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Range, Scales
+from lissome.nn.load import as_model
 from tests.compress.quantize.conftest import batches_of
 
 
@@ -147,6 +150,54 @@ def test_rows_looked_up_are_rows_of_the_rounded_table(quant):
     scales = Scales({"": LayerScales(np.linspace(0.01, 0.05, 20).astype(np.float32))})
     twin = Simulated(table, quant, scales.layers[""], _Steps(trainable=True))
     assert torch.equal(twin(ids), twin.quantized_weight()[ids])
+
+
+class Encoded(nn.Module):
+    """torch's own encoder, which in eval mode reads its layers' weights and runs one kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, features, pad):
+        return self.head(self.encoder(features, src_key_padding_mask=pad)[:, 0])
+
+
+def encoded():
+    torch.manual_seed(0)
+    pad = torch.zeros(8, 5, dtype=torch.bool)
+    pad[::2, 3:] = True
+    return as_model(Encoded().eval()), {"features": torch.randn(8, 5, 16), "pad": pad}
+
+
+@pytest.mark.parametrize("options", [{"precision": "int8-static"}, {"precision": "w4a16"}, {"precision": "int8-static", "smooth": 0.5}])
+@torch.no_grad()
+def test_torchs_fused_encoder_is_simulated(options):
+    model, batch = encoded()
+    found = quantize(model, QuantizeConfig(smallest=1, **options), [batch])
+    layers = [f"encoder.layers.{i}" for i in (0, 1)]
+    assert set(found.quantization.layers) == {f"{layer}.linear{i}" for layer in layers for i in (1, 2)} | {"head"}
+    note = "left in float, as nn.MultiheadAttention reads their weights without calling them: "
+    assert found.notes[0] == note + ", ".join(f"{layer}.self_attn.out_proj" for layer in layers)
+    twin = simulate(found.model.module, found.quantization, found.scales).eval()
+    simulated = twin(**batch)
+    assert torch.equal(simulated, forward(twin, batch))
+    distance = torch.linalg.vector_norm(simulated - forward(model.module, batch)) / torch.linalg.vector_norm(simulated)
+    assert 1e-4 < distance < 0.3
+    for layer in layers:  # what was seen is not the head's rounding alone
+        twin.get_submodule(f"{layer}.linear1").enabled = twin.get_submodule(f"{layer}.linear2").enabled = False
+    assert not torch.allclose(twin(**batch), simulated, rtol=1e-5, atol=1e-6)
+    back = stripped(twin)
+    assert torch.equal(back(**batch), found.model.module(**batch)), "and it is torch's own again"
+    assert back.encoder.use_nested_tensor
+
+
+def test_attention_s_own_layer_cannot_be_asked_for():
+    model, batch = encoded()
+    layers = {"*.out_proj": LayerQuant(precision="bf16")}
+    found = quantize(model, QuantizeConfig(smallest=1, precision="w8a16", layers=layers), [batch])
+    assert not any("out_proj" in name for name in found.quantization.layers)
 
 
 def test_one_module_under_two_names():

@@ -42,7 +42,8 @@ def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, bat
     layers = chosen_layers(module, config)
     static = any(quant.precision == "int8-static" for quant in layers.values())
     data = _data(config, batches, static)
-    notes: list[str] = []
+    uncalled = sorted(read_by_attention(module))
+    notes = [f"left in float, as nn.MultiheadAttention reads their weights without calling them: {', '.join(uncalled)}"] if uncalled else []
     norms: dict[str, str] = {}
     wiring: Wiring | None = None
     if data is not None and (static or config.smooth is not None):
@@ -104,7 +105,14 @@ def chosen_layers(module: nn.Module, config: QuantizeConfig) -> dict[str, LayerQ
             _check_suits(name, candidates[name], quant)
         reduce_range = quant.reduce_range or (config.reduce_range and quant.precision.startswith("int8"))
         found.update(dict.fromkeys(fitting, quant.model_copy(update={"reduce_range": reduce_range})))
-    return {name: quant for name, quant in found.items() if quant.precision != "fp32"}
+    functional = read_by_attention(module)
+    return {name: quant for name, quant in found.items() if quant.precision != "fp32" and name not in functional}
+
+
+def read_by_attention(module: nn.Module) -> set[str]:
+    """The layers whose weights an nn.MultiheadAttention reads without calling them: whatever takes their place would never run."""
+    owners = [name for name, layer in module.named_modules() if isinstance(layer, nn.MultiheadAttention)]
+    return {f"{name}.out_proj" if name else "out_proj" for name in owners}
 
 
 def _check_suits(name: str, layer: nn.Module, quant: LayerQuant) -> None:

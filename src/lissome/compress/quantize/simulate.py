@@ -110,6 +110,10 @@ def rounded_dynamically(x: torch.Tensor) -> torch.Tensor:
     return rounded(x.float(), scale, zero, 0, ACTIVATION_HIGH)
 
 
+def _called(*_: Any) -> None:
+    """A hook that does nothing. That it is there keeps an nn.TransformerEncoderLayer from its fused kernel, which would read the float weights."""
+
+
 class Simulated(nn.Module):
     """A layer that computes as it will when quantised. enabled: off, it is the float layer again."""
 
@@ -119,6 +123,7 @@ class Simulated(nn.Module):
     def __init__(self, layer: nn.Module, quant: LayerQuant, scales: LayerScales | None, steps: _Steps):
         super().__init__()
         self.layer, self.quant, self.enabled = layer, quant, True
+        self.register_forward_pre_hook(_called)
         self.weight_step = Step(scales.weight, steps.trainable) if scales is not None and quant.integer else None
         zero = scales.zero if scales is not None else None
         self.register_buffer("zero", None if zero is None else torch.as_tensor(zero))
@@ -252,6 +257,8 @@ def simulate(module: nn.Module, quantization: Quantization, scales: Scales, *, t
     for name, layer in modules.items():
         if name and id(layer) in made:
             twin.set_submodule(name, made[id(layer)])
+        if isinstance(layer, nn.TransformerEncoder):  # ragged batches are for the fused kernel alone; `stripped` gives them back
+            layer.enable_nested_tensor, layer.use_nested_tensor = layer.use_nested_tensor, False
     return made.get(id(twin), twin)
 
 
@@ -271,6 +278,8 @@ def stripped(twin: nn.Module) -> nn.Module:
     for name, layer in list(module.named_modules(remove_duplicate=False)):
         if type(layer) in inner and name:
             module.set_submodule(name, getattr(layer, inner[type(layer)]))
+        if isinstance(layer, nn.TransformerEncoder):
+            layer.use_nested_tensor = layer.enable_nested_tensor
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     found: nn.Module = getattr(module, inner[type(module)]) if type(module) in inner else module

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from lissome.compress.batches import inputs_of
 from lissome.core.errors import BadModel
-from lissome.nn.call import Positional, accepted
+from lissome.nn.call import Positional, accepted, unfused
 
 Node = fx.Node
 RELU = ("relu", "relu_", "relu6", "hardtanh", "hardtanh_")
@@ -45,7 +45,7 @@ def trace(module: nn.Module, batch: Any) -> Wiring:
     inputs = inputs_of(batch)
     names = accepted(module, tuple(inputs))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unfused():
             program = torch.export.export(Positional(module, names), tuple(inputs[name] for name in names), strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
