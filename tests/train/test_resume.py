@@ -115,6 +115,15 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
         train(torch.nn.Linear(8, 3), loader(), loss, TrainConfig(steps=2, precision="fp32"), resume=tmp_path)
 
 
+def test_a_run_against_something_else_is_another_run(tmp_path):
+    config = TrainConfig(steps=2, precision="fp32")
+    train(small(), loader(), loss, config, resume=tmp_path, identity="teacher A")
+    for other in ("teacher B", ""):
+        with pytest.raises(BadConfig, match=r"one that was trained against something else\.(.|\n)*resume with what the run was begun with"):
+            train(small(), loader(), loss, config, resume=tmp_path, identity=other)
+    assert train(small(), loader(), loss, config, resume=tmp_path, identity="teacher A").resumed_from == 2
+
+
 def test_checkpoints_and_spend_may_differ(tmp_path):
     train(small(), loader(), loss, TrainConfig(steps=2, precision="fp32"), resume=tmp_path)
     result = train(small(), loader(), loss, TrainConfig(steps=2, precision="fp32", checkpoint_every=1, spend=1e6), resume=tmp_path)

@@ -93,14 +93,17 @@ def train(
     resume: Path | None = None,
     progress: Progress | None = None,
     groups: Groups | None = None,
+    identity: str = "",
 ) -> TrainResult:
     """Train `module` in place by the mean `loss(module, batch)` of every batch; it is left in eval mode, on the device where it was.
 
     batches: a list, a DataLoader, or anything `Ordered`. resume: folder for checkpoints; a run that was stopped goes on from its newest one.
+    identity: what else makes the run this one and not another, such as a digest of the teacher or of the quantisation. With the config, the module's
+    tensors by name and shape, and the number of steps, it must be the checkpoint's own: weights, data and losses cannot be told apart from here.
     groups(module): parameter groups for the optimizer, for learning rates of their own. The global random generators are left as they were.
     Raises Diverged on a NaN or infinite loss or gradient, Interrupted after Ctrl-C (the checkpoint is written first), BadInput for batches,
-    losses or modules that cannot be trained, MissingExtra without accelerate. Under `accelerate launch` every process reads all batches and takes
-    its share; sharded weights (FSDP, DeepSpeed) are not supported.
+    losses or modules that cannot be trained, BadConfig for another run's checkpoint, MissingExtra without accelerate. Under `accelerate launch`
+    every process reads all batches and takes its share; sharded weights (FSDP, DeepSpeed) are not supported.
     """
     before, home = random_state(), next((p.device for p in module.parameters()), torch.device("cpu"))
     begun = time.perf_counter()
@@ -110,7 +113,7 @@ def train(
         accelerator = _accelerator()
         run = Run(module, config, _steps(data, config, accelerator.num_processes))
         history = History()
-        parts = _prepare(run, accelerator, loss, [history, *callbacks], resume, progress or Silent(), groups)
+        parts = _prepare(run, accelerator, loss, [history, *callbacks], resume, progress or Silent(), groups, identity)
         generators = _restore(run, parts)
         resumed_from = run.step if generators else None
         if not generators:
@@ -153,7 +156,9 @@ def _steps(data: Ordered, config: TrainConfig, processes: int) -> int:
     return max(1, math.ceil((config.epochs or 1.0) * math.ceil(len(data) / (config.accumulation * processes)) - 1e-9))
 
 
-def _prepare(run: Run, accelerator: Any, loss: Loss, callbacks: list[Callback], folder: Path | None, progress: Progress, groups: Groups | None) -> _Parts:
+def _prepare(
+    run: Run, accelerator: Any, loss: Loss, callbacks: list[Callback], folder: Path | None, progress: Progress, groups: Groups | None, identity: str
+) -> _Parts:
     """Module on its device, optimizer and schedule."""
     from transformers.optimization import get_scheduler
 
@@ -171,8 +176,9 @@ def _prepare(run: Run, accelerator: Any, loss: Loss, callbacks: list[Callback], 
         raise BadConfig(f"torch's {config.optimizer} refuses its options: {error}", do="correct `optimizer_options`") from error
     optimizer = accelerator.prepare_optimizer(made)
     scheduler = get_scheduler(SCHEDULES[config.schedule], made, round(config.warmup * run.total), run.total)
-    identity = digest(config.model_dump(exclude={"spend", "checkpoint_every"}), [(name, list(p.shape)) for name, p in module.state_dict().items()], run.total)
-    return _Parts(module, prepared, loss, accelerator, optimizer, scheduler, trained, callbacks, folder, identity, progress)
+    shapes = [(name, list(tensor.shape)) for name, tensor in module.state_dict().items()]
+    whole = digest(config.model_dump(exclude={"spend", "checkpoint_every"}), shapes, run.total, identity)
+    return _Parts(module, prepared, loss, accelerator, optimizer, scheduler, trained, callbacks, folder, whole, progress)
 
 
 def _precision(run: Run, parts: _Parts, data: Ordered) -> tuple[str, str]:
@@ -338,9 +344,9 @@ def _restore(run: Run, parts: _Parts) -> Any:
     path, tree = found
     if tree["identity"] != parts.identity or len(tree["callbacks"]) != len(parts.callbacks):
         raise BadConfig(
-            "the checkpoint belongs to a run with another configuration or another model.",
+            "the checkpoint belongs to another run: another configuration or another model, or one that was trained against something else.",
             where=str(path),
-            do="resume with the same configuration, or choose an empty folder",
+            do="resume with what the run was begun with, or choose an empty folder",
         )
     parts.module.load_state_dict(tree["module"])
     parts.optimizer.load_state_dict(tree["optimizer"])
