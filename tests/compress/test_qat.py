@@ -96,11 +96,12 @@ def test_what_was_trained_is_what_is_deployed(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_kill_9_twice_then_resume_gives_the_same_bits(tmp_path):
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-static"])
+def test_kill_9_twice_then_resume_gives_the_same_bits(tmp_path, precision):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    command = [sys.executable, str(Path(__file__).parent / "killed_qat.py"), str(tmp_path / "run")]
+    command = [sys.executable, str(Path(__file__).parent / "killed_qat.py"), str(tmp_path / "run"), precision]
     found = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert found.stdout.split() == [str(-signal.SIGKILL.value)] * 2 + [killed_run(None, 0), "0"], found.stderr
+    assert found.stdout.split() == [str(-signal.SIGKILL.value)] * 2 + [killed_run(None, 0, precision), "0"], found.stderr
 
 
 def test_the_same_twice(four_bits):
@@ -131,3 +132,22 @@ def test_nan_comes_out_as_an_error(four_bits):
     with pytest.raises(Diverged, match="the loss became nan"):
         qat(model, start, lambda m, b: loss(m, b) * float("nan"), loader(), TrainConfig(steps=3))
     assert all(torch.equal(before[name], value) for name, value in start.model.module.state_dict().items())
+
+
+def test_batches_that_only_the_loss_can_read(four_bits):
+    model, start = four_bits
+    strange = [{"picture": x, "caption": y, "weights": [1.0]} for x, y in loader(shuffle=False)]
+    triples = [(x, torch.rand(len(x)), y) for x, y in loader(shuffle=False)]
+    found = [
+        qat(model, start, lambda m, b: functional.cross_entropy(m(b["picture"]), b["caption"]), strange, TrainConfig(steps=2)),
+        qat(model, start, lambda m, b: (b[1] * functional.cross_entropy(m(b[0]), b[2], reduction="none")).mean(), triples, TrainConfig(steps=2)),
+        qat(model, start, loss, list(loader(shuffle=False)), TrainConfig(steps=2)),
+    ]
+    assert everything(found[0]) == everything(found[2]) != everything(found[1])
+
+
+def test_a_trained_model_that_gives_nan_is_not_handed_back(four_bits):
+    """The last step broke what training's own loss had not met yet."""
+    model, start = four_bits
+    with pytest.raises(Diverged, match=r"the trained model gives NaN or infinite outputs(.|\n)*lower lr"):
+        qat(model, start, lambda m, b: loss(m, b) * (1 if m.training else float("inf")), loader(), TrainConfig(steps=2))

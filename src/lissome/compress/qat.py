@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lissome.compress.batches import forward
 from lissome.compress.quantize.simulate import Step, current_scales, simulate, stripped
-from lissome.core.errors import BadInput, BadModel, Diverged
+from lissome.core.errors import BadInput, Diverged
 from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.quantization import Quantized
@@ -67,7 +66,7 @@ def qat(
     train(twin, batches, loss, exact, callbacks=callbacks, resume=resume, progress=progress, groups=groups)
     trained = finished(stripped(twin).eval(), model.architecture, model.ref, model.directory)
     found = Quantized(trained, quantized.quantization, current_scales(twin, quantized.quantization), quantized.notes, quantized.sensitivity)
-    _check_finite(found, next(iter(ordered(batches).epoch(0))))
+    _check_finite(found, loss, next(iter(ordered(batches).epoch(0))))
     return found
 
 
@@ -85,12 +84,11 @@ def _check_same(model: Model, quantized: Quantized) -> None:
 
 
 @torch.no_grad()
-def _check_finite(quantized: Quantized, batch: Any) -> None:
-    try:
-        outputs = forward(simulate(quantized.model.module, quantized.quantization, quantized.scales).eval(), batch)
-    except BadModel as error:  # the batch is of a kind only the caller's loss can read
-        raise BadInput(
-            f"the trained model cannot be run on the batches by itself: {error.what}", do="give batches of named inputs, or (inputs, labels)"
-        ) from error
-    if not torch.isfinite(outputs).all():
+def _check_finite(quantized: Quantized, loss: Loss, batch: Any) -> None:
+    """Raise Diverged unless the loss of what was trained is a number; only the caller's loss can read every kind of batch."""
+    from accelerate.utils import send_to_device
+
+    twin = simulate(quantized.model.module, quantized.quantization, quantized.scales).eval()
+    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    if not torch.isfinite(loss(twin, send_to_device(batch, device))).all():
         raise Diverged("the trained model gives NaN or infinite outputs.", do=f"lower lr (try {1e-5:g}) or scale_lr")
