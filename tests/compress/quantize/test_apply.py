@@ -15,7 +15,7 @@ from lissome.compress.quantize.correct import bias_of
 from lissome.compress.quantize.sensitivity import divergence
 from lissome.compress.quantize.simulate import simulate
 from lissome.core.errors import BadInput, BadModel
-from lissome.core.quantization import LayerQuant
+from lissome.core.quantization import LayerQuant, integers
 from lissome.nn.load import as_model
 from tests.compress.quantize.conftest import batches_of
 from tests.nn import tiny
@@ -153,11 +153,89 @@ def test_corrected_biases_take_the_mean_error_out(zoo, name):
         assert mean.abs().max() < 0.01 * spread + 1e-6, layer
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "w8a16", "adaptive_layers": 0.1}, {"precision": "int8-dynamic", "smooth": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"precision": "int8-dynamic", "smooth": 0.5}])
 def test_what_needs_data_says_so(zoo, options):
     with pytest.raises(BadInput, match="needs calibration examples, and there are none") as error:
         quantize(zoo.model("mlp"), QuantizeConfig(**options))
     assert "int8-dynamic, w8a16 or w4a16, which work without data" in str(error.value)
+
+
+TAKES_DATA = [
+    {"precision": "int8-static"},
+    {"precision": "int8-dynamic", "adaptive_layers": 1},
+    {"precision": "w8a16", "bias_correction": True},
+    {"precision": "w4a16", "smooth": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", TAKES_DATA)
+def test_too_few_examples_and_a_single_class(options):
+    config = QuantizeConfig(smallest=1, **options)
+    few = [(torch.randn(3, 24), torch.full((3,), 2))]
+    with pytest.raises(BadInput, match=r"only 3 calibration examples(.|\n)*at least 8(.|\n)*--least-examples"):
+        quantize(as_model(tiny.mlp()), config, few)
+    note = "all 9 calibration examples are of class 2: what is found on them may not fit the others"
+    assert note in quantize(as_model(tiny.mlp()), config, few * 3).notes
+    assert note not in quantize(as_model(tiny.mlp()), config, [*few * 2, (few[0][0], torch.arange(3))]).notes
+    assert quantize(as_model(tiny.mlp()), config.model_copy(update={"least_examples": 3}), few)
+
+
+@pytest.mark.parametrize("options", [*TAKES_DATA, {"precision": "int8-dynamic"}, {"precision": "w8a16"}, {"precision": "w4a16"}])
+@pytest.mark.parametrize("empty", [[], [torch.zeros(0, 24)]])
+def test_batches_without_an_example(options, empty):
+    with pytest.raises(BadInput, match="the calibration batches hold no example"):
+        quantize(as_model(tiny.mlp()), QuantizeConfig(smallest=1, **options), empty)
+
+
+def test_weight_only_layers_need_few_examples():
+    """They are run once, to see that numbers come out."""
+    assert quantize(as_model(tiny.mlp()), QuantizeConfig(precision="w4a16"), [torch.randn(2, 24)]).notes == ()
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "w4a16"])
+def test_without_data_layers_are_ranked_by_their_weights(precision):
+    module = tiny.mlp()
+    with torch.no_grad():
+        module.second.weight[:, 0] *= 300  # one large channel leaves the others few levels
+    found = quantize(as_model(module), QuantizeConfig(smallest=1, precision=precision, group=None, adaptive_layers=1))
+    assert found.notes == ("there are no calibration examples, so layers were ranked by how much rounding changes their weights, not the outputs",)
+    assert {name for name, quant in found.quantization.layers.items() if quant.precision == "bf16"} == {max(found.sensitivity, key=found.sensitivity.get)}
+    plain = quantize(as_model(module), QuantizeConfig(smallest=1, precision=precision, group=None))
+    quant, scales, weight = plain.quantization.layers["second"], plain.scales.layers["second"], module.second.weight.detach().numpy()
+    error = integers(weight, quant, scales) * scales.weight[:, None] - weight
+    assert found.sensitivity["second"] == pytest.approx(np.linalg.norm(error) / np.linalg.norm(weight), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("mlp", {"smallest": 10**6, "precision": "int8-static"}, "fewer than smallest = 1000000 weights stay in float.\n"),
+        ("cnn", {"precision": "w8a16"}, "fewer than smallest = 1024 weights stay in float, and convolutions cannot be w8a16"),
+        ("cnn", {"precision": "int8-dynamic"}, "take int8-static for convolutions, lower smallest, or name layers in `layers` (--layer)"),
+    ],
+)
+def test_nothing_to_quantise(zoo, model, options, expected):
+    with pytest.raises(BadInput, match="no layer is to be quantised") as error:
+        quantize(zoo.model(model), QuantizeConfig(**options), batches_of(model))
+    assert expected in str(error.value)
+
+
+class Logarithm(nn.Module):
+    """Finite in float; the small weight is rounded to 0, whose logarithm is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 4, bias=False)
+        with torch.no_grad():
+            self.line.weight[:] = torch.tensor([1.0, 1e-6])
+
+    def forward(self, x):
+        return torch.log(self.line(x))
+
+
+def test_a_quantised_model_that_gives_no_numbers():
+    with pytest.raises(BadModel, match=r"the quantised model gives NaN or infinite outputs(.|\n)*adaptive_layers"):
+        quantize(as_model(Logarithm()), QuantizeConfig(smallest=1, precision="w8a16"), [torch.tensor([[0.0, 1.0]])])
 
 
 class Unused(nn.Module):

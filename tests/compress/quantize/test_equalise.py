@@ -60,7 +60,7 @@ def smoothed(module, batch, alpha):
     copied = copy.deepcopy(module).eval()
     found = list(folds(copied, trace(copied, batch), linears(copied)))
     targets = [name for fold in found for name in fold.targets]
-    seen = extremes(copied, ordered([batch]), [(name, "input") for name in targets], 1, targets)
+    seen = extremes(copied, ordered([batch]), [(name, "input") for name in targets], targets)
     return copied, smooth(copied, batch, found, seen.channels, alpha), seen.channels
 
 
@@ -86,7 +86,7 @@ def test_smoothing_evens_the_inputs_out():
         module.norm1.weight[3] = 100
     batch = torch.randn(4, 9, 16)
     copied, _, before = smoothed(module, batch, 0.5)
-    after = extremes(copied, ordered([batch]), [("q", "input")], 1, ["q"]).channels["q"]
+    after = extremes(copied, ordered([batch]), [("q", "input")], ["q"]).channels["q"]
     assert after.max() / after.median() < 0.3 * before["q"].max() / before["q"].median()
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lissome.compress.batches import forward
+from lissome.compress.batches import examples_in, forward, labels_of
 from lissome.compress.quantize.calibrate import Point, calibrate, extremes
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.correct import bias_of, correct_biases
 from lissome.compress.quantize.equalise import absorb_norms, folds, smooth
-from lissome.compress.quantize.sensitivity import sensitivity
+from lissome.compress.quantize.sensitivity import sensitivity, weight_errors
 from lissome.compress.quantize.simulate import KINDS, simulate
 from lissome.compress.quantize.weights import weight_scales
 from lissome.compress.quantize.wiring import NOTHING, RELU, Node, Wiring, feeds_only, trace
@@ -32,18 +32,21 @@ from lissome.train.batches import Ordered, ordered
 def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, batches: Any = None, *, progress: Progress | None = None) -> Quantized:
     """Choose a precision for every layer of `model` and the scales that go with it; the model given is left as it was.
 
-    batches: a list, a DataLoader or anything `Ordered`, of inputs alone or with labels; int8-static, smoothing, bias correction and adaptive layers need
-    them. Without batches, int8-dynamic and weight-only quantisation do no bias correction.
-    Raises BadInput for missing or too few batches and for layers that do not exist, BadModel for NaN and for models that cannot be traced.
+    batches: a list, a DataLoader or anything `Ordered`, of inputs alone or with labels; int8-static and smoothing need them. Without batches,
+    int8-dynamic and weight-only quantisation do no bias correction, and adaptive layers are ranked by their weights alone.
+    Raises BadInput for missing or too few batches, for layers that do not exist and where none is large enough, BadModel for NaN and for models that
+    cannot be traced.
     """
     config, progress = config or QuantizeConfig(), progress or Silent()
     model = as_model(model)
     module = copy.deepcopy(model.module).eval()
     layers = chosen_layers(module, config)
+    if not layers:
+        raise _nothing_chosen(config)
     static = any(quant.precision == "int8-static" for quant in layers.values())
-    data = _data(config, batches, static)
+    data, notes = checked_data(batches, config, static=static)
     uncalled = sorted(read_by_attention(module))
-    notes = [f"left in float, as nn.MultiheadAttention reads their weights without calling them: {', '.join(uncalled)}"] if uncalled else []
+    notes += [f"left in float, as nn.MultiheadAttention reads their weights without calling them: {', '.join(uncalled)}"] if uncalled else []
     norms: dict[str, str] = {}
     wiring: Wiring | None = None
     if data is not None and (static or config.smooth is not None):
@@ -55,15 +58,18 @@ def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, bat
     ranges: dict[Point, Range] = {}
     if data is not None and static:
         points = _points(module, quantization)
-        found = calibrate(module, data, points, config, progress)
-        ranges, notes = found.ranges, [*notes, *found.notes]
+        ranges = calibrate(module, data, points, config, progress)
         unreached = [name for name, side in points if side == "input" and (name, side) not in ranges]
         notes += [f"{name} stays in float: no calibration example reached it" for name in unreached]
         quantization = _without(quantization, unreached)
     scales = _scales(module, quantization, ranges, wiring)
     measured: Mapping[str, float] = {}
-    if config.adaptive_layers and data is not None:
-        measured = sensitivity(module, data, quantization, scales, config.sensitivity_examples, progress)
+    if config.adaptive_layers:
+        if data is not None:
+            measured = sensitivity(module, data, quantization, scales, config.sensitivity_examples, progress)
+        else:
+            measured = weight_errors(module, quantization, scales)
+            notes.append("there are no calibration examples, so layers were ranked by how much rounding changes their weights, not the outputs")
         spared = sorted(measured, key=lambda name: -measured[name])[: config.spared(len(measured))]
         quantization = _spared(quantization, spared, config)
         scales = _scales(module, quantization, ranges, wiring)
@@ -129,17 +135,49 @@ def _tied(candidates: Mapping[str, nn.Module]) -> set[str]:
     return {name for name, layer in candidates.items() if first.setdefault(layer.weight.data_ptr(), name) != name}  # type: ignore[operator]
 
 
-def _data(config: QuantizeConfig, batches: Any, static: bool) -> Ordered | None:
-    if batches is not None:
-        return ordered(batches)
-    need = "int8-static" if static else "smooth" if config.smooth is not None else "adaptive_layers" if config.adaptive_layers else ""
-    if need:
+def checked_data(batches: Any, config: QuantizeConfig, *, static: bool) -> tuple[Ordered | None, list[str]]:
+    """The calibration batches, where there are any, and what should be known of them. static: whether a layer is int8-static.
+
+    Raises BadInput where they are needed and absent, where there is none in them, and where what is found on them would rest on too few.
+    """
+    if batches is None:
+        need = "int8-static" if static else "smooth" if config.smooth is not None else ""
+        if need:
+            raise BadInput(
+                f"{need} needs calibration examples, and there are none.",
+                expected="100 to 300 examples like those it will meet",
+                do="give batches (on the command line --task TASK), or take int8-dynamic, w8a16 or w4a16, which work without data",
+            )
+        return None, []
+    data, examples, labelled, classes = ordered(batches), 0, 0, set[int]()
+    for batch in data.epoch(0):
+        examples += examples_in(batch)
+        labels = labels_of(batch)
+        if labels is not None and labels.ndim == 1 and not labels.is_floating_point():
+            labelled += len(labels)
+            classes.update(labels.tolist())
+    if not examples:
+        raise BadInput("the calibration batches hold no example.", expected="100 to 300 examples like those it will meet", do="check the data and its filters")
+    if not (static or config.smooth is not None or config.adaptive_layers or config.bias_correction):
+        return data, []  # a batch of them is run to see that the result gives numbers, no more
+    if examples < config.least_examples:
         raise BadInput(
-            f"{need} needs calibration examples, and there are none.",
-            expected="100 to 300 examples like those it will meet",
-            do="give batches (on the command line --task TASK), or take int8-dynamic, w8a16 or w4a16, which work without data",
+            f"there are only {examples} calibration examples.",
+            expected=f"at least {config.least_examples}; 100 to 300 are usual",
+            do="give more, or lower least_examples (on the command line --least-examples)",
         )
-    return None
+    one = f"all {labelled} calibration examples are of class {min(classes)}: what is found on them may not fit the others" if len(classes) == 1 else ""
+    return data, [one] if one else []
+
+
+def _nothing_chosen(config: QuantizeConfig) -> BadInput:
+    """The error for a model in which no layer is to be quantised."""
+    convolutions = "" if config.precision == "int8-static" else f", and convolutions cannot be {config.precision}"
+    return BadInput(
+        f"no layer is to be quantised: those with fewer than smallest = {config.smallest} weights stay in float{convolutions}.",
+        expected="a Linear, Conv1d, Conv2d or Embedding that is large enough",
+        do=("" if config.precision == "int8-static" else "take int8-static for convolutions, ") + "lower smallest, or name layers in `layers` (--layer)",
+    )
 
 
 def _smoothed(
@@ -149,7 +187,7 @@ def _smoothed(
     linear = [name for name in layers if isinstance(module.get_submodule(name), nn.Linear)]
     found = list(folds(module, wiring, linear))
     targets = [name for fold in found for name in fold.targets]
-    seen = extremes(module, data, [(name, "input") for name in targets], config.least_examples, targets, progress)
+    seen = extremes(module, data, [(name, "input") for name in targets], targets, progress)
     applied = smooth(module, next(iter(data.epoch(0))), [fold for fold in found if all(t in seen.channels for t in fold.targets)], seen.channels, alpha)
     return f"smoothed {sum(len(fold.targets) for fold in applied)} of {len(linear)} linear layers; before the others lies nothing that could take the factors"
 

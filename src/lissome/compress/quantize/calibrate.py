@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from lissome.compress.batches import examples_in, forward, labels_of
+from lissome.compress.batches import forward
 from lissome.compress.quantize.config import Method, QuantizeConfig
-from lissome.core.errors import BadInput, BadModel
+from lissome.core.errors import BadModel
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import ACTIVATION_HIGH, Range
 from lissome.train.batches import Ordered
@@ -34,32 +34,20 @@ class Seen:
     low: dict[Point, float]
     high: dict[Point, float]
     channels: dict[str, torch.Tensor]
-    notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """The range of every point that was reached, and what the user should know of the data."""
-
-    ranges: dict[Point, Range]
-    notes: tuple[str, ...]
-
-
-def calibrate(module: nn.Module, batches: Ordered, points: Iterable[Point], config: QuantizeConfig, progress: Progress | None = None) -> Calibrated:
-    """The range of every point, by the config's method.
-
-    Raises BadInput for too few examples, BadModel naming the layer where NaN or infinity appears.
-    """
+def calibrate(module: nn.Module, batches: Ordered, points: Iterable[Point], config: QuantizeConfig, progress: Progress | None = None) -> dict[Point, Range]:
+    """The range of every point that was reached, by the config's method. Raises BadModel naming the layer where NaN or infinity appears."""
     progress, points = progress or Silent(), list(points)
-    seen = extremes(module, batches, points, config.least_examples, progress=progress)
+    seen = extremes(module, batches, points, progress=progress)
     if config.method == "minmax":
-        return Calibrated({point: uint8_range(seen.low[point], seen.high[point]) for point in seen.low}, seen.notes)
+        return {point: uint8_range(seen.low[point], seen.high[point]) for point in seen.low}
     counts = histograms(module, batches, seen, progress)
     found = {}
     for point, histogram in counts.items():
         low, high = METHODS[config.method](histogram, seen.low[point], seen.high[point], config.percentile)
         found[point] = uint8_range(low, high)
-    return Calibrated(found, seen.notes)
+    return found
 
 
 def uint8_range(low: float, high: float) -> Range:
@@ -71,13 +59,11 @@ def uint8_range(low: float, high: float) -> Range:
     return Range(float(scale), int(np.clip(np.rint(-low / scale), 0, ACTIVATION_HIGH)))
 
 
-def extremes(module: nn.Module, batches: Ordered, points: Iterable[Point], least: int, channels: Iterable[str] = (), progress: Progress | None = None) -> Seen:
+def extremes(module: nn.Module, batches: Ordered, points: Iterable[Point], channels: Iterable[str] = (), progress: Progress | None = None) -> Seen:
     """Smallest and largest value at each point, and the greatest |input| per channel of the layers `channels`."""
     low: dict[Point, float] = {}
     high: dict[Point, float] = {}
     largest: dict[str, torch.Tensor] = {}
-    labels: set[int] = set()
-    examples = labelled = 0
 
     def look(point: Point, value: torch.Tensor) -> None:
         least_value, most = (float(v) for v in torch.aminmax(value.float()))
@@ -91,22 +77,9 @@ def extremes(module: nn.Module, batches: Ordered, points: Iterable[Point], least
             per_channel = value.detach().abs().flatten(0, -2).amax(0)
             largest[point[0]] = torch.maximum(largest.get(point[0], per_channel), per_channel)
 
-    def count(batch: Any) -> None:
-        nonlocal examples, labelled
-        examples += examples_in(batch)
-        found = labels_of(batch)
-        if found is not None and found.ndim == 1 and not found.is_floating_point():
-            labelled += len(found)
-            labels.update(found.tolist())
-
     wanted = set(channels)
-    _run(module, batches, list(points), look, count, "calibrate: extremes", progress)
-    if examples < least:
-        raise BadInput(
-            f"there are only {examples} calibration examples.", expected=f"at least {least}; 100 to 300 are usual", do="give more, or lower least_examples"
-        )
-    notes = (f"all {labelled} calibration examples are of class {labels.pop()}: the ranges may not fit the others",) if len(labels) == 1 else ()
-    return Seen(low, high, largest, notes)
+    _run(module, batches, list(points), look, "calibrate: extremes", progress)
+    return Seen(low, high, largest)
 
 
 def histograms(module: nn.Module, batches: Ordered, seen: Seen, progress: Progress | None = None) -> dict[Point, np.ndarray]:
@@ -121,21 +94,13 @@ def histograms(module: nn.Module, batches: Ordered, seen: Seen, progress: Progre
         added = torch.histc(value.detach().float().clamp(low, high), BINS, low, high).double()
         counts[point] = counts[point] + added if point in counts else added
 
-    _run(module, batches, list(seen.low), look, lambda _: None, "calibrate: histograms", progress)
+    _run(module, batches, list(seen.low), look, "calibrate: histograms", progress)
     return {point: counts[point].numpy() if point in counts else np.zeros(BINS) for point in seen.low}
 
 
 @torch.no_grad()
-def _run(
-    module: nn.Module,
-    batches: Ordered,
-    points: list[Point],
-    look: Callable[[Point, torch.Tensor], None],
-    count: Callable[[Any], None],
-    stage: str,
-    progress: Progress | None,
-) -> None:
-    """Run every batch through the module, with `look` hooked to the points and `count` called on the batch."""
+def _run(module: nn.Module, batches: Ordered, points: list[Point], look: Callable[[Point, torch.Tensor], None], stage: str, progress: Progress | None) -> None:
+    """Run every batch through the module, with `look` hooked to the points."""
     progress = progress or Silent()
     progress.stage(stage, len(batches) or None)
     handles = []
@@ -148,7 +113,6 @@ def _run(
     try:
         for batch in batches.epoch(0):
             forward(module, batch)
-            count(batch)
             progress.step()
     finally:
         for handle in handles:

@@ -46,6 +46,18 @@ def sensitivity(
     return found
 
 
+@torch.no_grad()
+def weight_errors(module: nn.Module, quantization: Quantization, scales: Scales) -> dict[str, float]:
+    """Layer -> relative L2 error of its weights as their integers stand for them: what can be said of a layer without data."""
+    twin, found = simulate(module, quantization, scales), dict[str, float]()
+    for name in quantization.layers:
+        layer = twin.get_submodule(name)
+        assert isinstance(layer, Simulated)
+        weight = layer.weight.double()
+        found[name] = float(torch.linalg.vector_norm(layer.quantized_weight() - weight) / torch.linalg.vector_norm(weight).clamp_min(1e-30))
+    return found
+
+
 def _switch(layers: list[nn.Module], on: bool) -> None:
     for layer in layers:
         assert isinstance(layer, Simulated | FrozenNorm)
