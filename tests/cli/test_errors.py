@@ -219,6 +219,8 @@ def test_the_command_line_is_frozen():
             "--bias_correction",
             "--group",
             "--json",
+            "--layer",
+            "--least-examples",
             "--method",
             "--out",
             "--output",

@@ -305,5 +305,7 @@ def test_options_that_make_no_sense(wrong):
         QuantizeConfig(**wrong)
 
 
-def test_int8_means_static():
-    assert QuantizeConfig(precision="int8").precision == "int8-static"
+def test_int8_means_static_unless_that_was_left_open():
+    for config, open_ in ((QuantizeConfig(precision="int8"), True), (QuantizeConfig(), True), (QuantizeConfig(precision="int8-static"), False)):
+        assert (config.precision, config.open) == ("int8-static", open_)
+    assert not QuantizeConfig(precision="w4a16").open

@@ -109,12 +109,32 @@ def test_the_article_s_line(tmp_path, capsys):
 
 
 def test_without_a_task(tmp_path, capsys):
-    assert command(["quantize", MODEL, "--out", str(tmp_path / "a")]) == 2
+    assert command(["quantize", MODEL, "--precision", "int8-static", "--out", str(tmp_path / "a")]) == 2
     shown = capsys.readouterr().err
     assert "int8-static needs calibration examples, and there are none" in shown
     assert "--task TASK" in shown
     assert command(["quantize", MODEL, "--precision", "w8a16", "--out", str(tmp_path / "a")]) == 0
     assert "no example of its inputs, so no ONNX form was written" in capsys.readouterr().out
+
+
+def test_the_article_s_line_without_a_task(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(f"quantize {MODEL} --precision int8 --adaptive-layers --output {out}".split()) == 0
+    shown = capsys.readouterr().out
+    assert "Layers    1 bf16, 1 int8-dynamic; all others float32" in shown
+    assert "Note      int8-dynamic was taken for int8: int8-static needs calibration examples, which --task TASK gives" in shown
+    assert "Note      there are no calibration examples, so layers were ranked by how much rounding changes their weights" in shown
+    spared = next(line for line in shown.splitlines() if line.startswith("Spared"))
+    assert spared.endswith(" of its weights)")
+    assert sorted(quant.precision for quant in load_quantized(out).quantization.layers.values()) == ["bf16", "int8-dynamic"]
+
+
+def test_layers_by_name_and_few_examples(tmp_path, capsys):
+    out, few = str(tmp_path / "out"), "tests.compress.quantize.verbs:few"
+    layers = ["--layer", "*=w4a16", "--layer", "first=int8-static", "--layer", "head=fp32"]
+    assert command(["quantize", MODEL, "--task", few, "--least-examples", "5", *layers, "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precisions"] == {"first": "int8-static", "second": "w4a16"}
+    assert load_quantized(tmp_path / "out").quantization.layers["second"] == LayerQuant(precision="w4a16", group=32)
 
 
 @pytest.mark.slow
@@ -129,6 +149,12 @@ def test_a_transformers_model_says_what_its_inputs_look_like(tmp_path, capsys):
     ("arguments", "expected"),
     [
         (["--task", "tests.compress.quantize.verbs:few"], "only 5 calibration examples"),
+        (["--task", "tests.compress.quantize.verbs:few"], "--least-examples"),
+        (["--task", TASK, "--layer", "head"], '--layer: "head" does not say which layer is to be what.'),
+        (["--task", TASK, "--layer", "head=int3"], "the precision one of fp32, bf16, int8-dynamic, int8-static, w8a16, w4a16"),
+        (["--task", TASK, "--layer", "haed=fp32"], 'which no layer of the model is called. Did you mean "head"?'),
+        (["--task", TASK, "--least-examples", "0"], "--least-examples: Input should be"),
+        (["--task", TASK, "--spare", "2"], "--spare says how many layers --adaptive-layers leaves, which was not given"),
         (["--task", TASK, "--precision", "int3"], "--precision: Input should be"),
         (["--task", TASK, "--method", "guess"], "--method: Input should be"),
         (["--task", TASK, "--group", "33", "--precision", "w4a16"], "--group: Input should be"),
@@ -140,6 +166,14 @@ def test_bad_input(tmp_path, capsys, arguments, expected):
     assert expected in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--precision", "w4a16"], ["--method", "minmax"]])
+def test_a_quantised_folder_keeps_its_precisions(made, tmp_path, capsys, option):
+    assert command(["qat", made.folder, "--task", TASK, *option, "--out", str(tmp_path / "trained")]) == 2
+    shown = capsys.readouterr().err
+    assert "the model is quantised already; training keeps its precisions" in shown
+    assert "leave them out, or give the float model" in shown
 
 
 def test_a_folder_of_something_else(tmp_path, capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from lissome.core.config import Config
-from lissome.core.quantization import LayerQuant
+from lissome.core.errors import BadInput
+from lissome.core.quantization import WEIGHT_ONLY, LayerPrecision, LayerQuant
 from lissome.train.config import TrainConfig
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
@@ -17,7 +18,8 @@ Method = Literal["minmax", "percentile", "mse", "entropy"]
 class QuantizeConfig(Config):
     """How to quantise a model after training.
 
-    precision: of every Linear and, when static, every convolution; "int8" means int8-static. Embedding tables become int8 with a scale per row in any
+    precision: of every Linear and, when static, every convolution; "int8" is the default, int8-static, left open: `lissome quantize` takes int8-dynamic
+    for it where it has no task, but never for "int8-static". Embedding tables become int8 with a scale per row in any
     case; convolutions stay in float unless the precision is int8-static.
     method: how the range of an activation is found: all that was seen; all but the outermost (`percentile`, of each side); the range with the least squared
     error; or the one whose histogram diverges least (entropy, Migacz 2017).
@@ -50,8 +52,13 @@ class QuantizeConfig(Config):
     @classmethod
     def _int8(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("precision") == "int8":
-            return {**values, "precision": "int8-static"}
+            return {name: value for name, value in values.items() if name != "precision"}
         return values
+
+    @property
+    def open(self) -> bool:
+        """Whether no precision was named, or just int8."""
+        return "precision" not in self.model_fields_set
 
     @model_validator(mode="after")
     def _whole(self) -> QuantizeConfig:
@@ -64,6 +71,21 @@ class QuantizeConfig(Config):
         import math
 
         return min(layers, math.ceil(self.adaptive_layers * layers) if self.adaptive_layers < 1 else int(self.adaptive_layers))
+
+
+def exceptions(named: Sequence[str], group: int | None) -> dict[str, LayerQuant]:
+    """`layers` from "NAME=PRECISION", in order; weight-only precisions get `group`. Raises BadInput for anything else."""
+    found: dict[str, LayerQuant] = {}
+    for one in named:
+        name, _, precision = one.rpartition("=")
+        if not name or precision not in get_args(LayerPrecision):
+            raise BadInput(
+                f'--layer: "{one}" does not say which layer is to be what.',
+                expected=f"NAME=PRECISION, the precision one of {', '.join(get_args(LayerPrecision))}; a name with * or ? is a pattern",
+                do='write it like this: --layer "classifier=fp32"',
+            )
+        found[name] = LayerQuant.model_validate({"precision": precision, "group": group if precision in WEIGHT_ONLY else None})
+    return found
 
 
 class QatTaskConfig(Config):

@@ -57,7 +57,7 @@ def check_deployed(quantized: Quantized, form: Path, batch: dict[str, Any], engi
         f"simulated and deployed differ: {Parity(error, DEPLOYED, *(departed or (None, None))).sentence()}.",
         do="set reduce_range: on this CPU products of 8-bit weights overflow"
         if overflows
-        else "leave that layer in float: give it the precision fp32 in `layers`",
+        else "leave that layer in float: give it the precision fp32 in `layers` (--layer NAME=fp32)",
     )
 
 

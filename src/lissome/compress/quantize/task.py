@@ -21,6 +21,7 @@ from lissome.compress.quantize.apply import quantize
 from lissome.compress.quantize.config import QatTaskConfig, QuantizeConfig
 from lissome.compress.quantize.store import check_deployed, is_quantized, load_quantized, save_quantized
 from lissome.core.cache import Cache, check_out, digest, disk_errors
+from lissome.core.errors import BadInput
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import Quantized
@@ -47,7 +48,8 @@ class QuantizedFolder:
     folder: the model with its scales; `onnx/` in it is what runs, unless the model could not be traced for lack of examples.
     before, after: mean of the task's score on the validation split, of the float model in torch and of the quantised one in ONNX Runtime; None without
     a task. mb_before, mb_after: of the float32 and the quantised ONNX file (of the float weights where there is no file).
-    precisions: layer -> precision, of all that changed; kept: the most sensitive layers, which were spared, with their divergence in nats.
+    precisions: layer -> precision, of all that changed; kept: the most sensitive layers, which were spared, with their divergence in nats (without a task,
+    the relative error of their weights).
     parity: relative L2 distance between the simulated and the deployed outputs. notes: what else should be known.
     """
 
@@ -67,13 +69,20 @@ def quantize_to(
 ) -> QuantizedFolder:
     """Quantise the model that `model` names, calibrated on the task that `task` names, and write it into `out`.
 
-    Without a task int8-dynamic and weight-only work. Raises BadInput where `out` holds something else, and what `quantize` raises.
+    Without a task int8-dynamic and weight-only work, and int8 means int8-dynamic. Raises BadInput where `out` holds something else, and what `quantize`
+    raises.
     """
     check_out(out, RECORD)
     config, cache, progress = config or QuantizeConfig(), cache or Cache(), progress or Silent()
     original = load_model(model)
     loaded = load_task(task, original.directory) if task else None
+    dynamic = config.open and loaded is None
+    if dynamic:
+        config = config.model_copy(update={"precision": "int8-dynamic"})
     made = quantize(original, _for_here(config), calibration(loaded) if loaded else None, progress=progress)
+    if dynamic:
+        note = "int8-dynamic was taken for int8: int8-static needs calibration examples, which --task TASK gives"
+        made = dataclasses.replace(made, notes=(note, *made.notes))
     return write(out, original, made, loaded, cache, progress)
 
 
@@ -93,6 +102,13 @@ def qat_to(
     check_out(out, RECORD)
     config, cache, progress = config or QatTaskConfig(), cache or Cache(), progress or Silent()
     if is_quantized(model):
+        if start is not None:
+            raise BadInput(
+                "the model is quantised already; training keeps its precisions and starts from its scales.",
+                where=model,
+                expected="no --precision and no --method",
+                do="leave them out, or give the float model",
+            )
         first = load_quantized(Path(model))
         original, loaded = first.model, load_task(task, first.model.directory)
     else:
