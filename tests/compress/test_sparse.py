@@ -16,7 +16,7 @@ from lissome.compress.sparse import SparseConfig, SparseTaskConfig, parse_patter
 from lissome.compress.sparse.masks import as_matrix, as_weight, masks
 from lissome.compress.sparse.run import Zeroing, sparse_weights
 from lissome.core.cache import Cache
-from lissome.core.errors import BadModel, Diverged
+from lissome.core.errors import BadConfig, BadModel, Diverged
 from lissome.nn.load import as_model, load_model
 from lissome.train.callbacks import Callback
 from lissome.train.config import TrainConfig
@@ -210,6 +210,32 @@ def test_a_run_that_stops_early_has_its_zeros_all_the_same():
     assert sparsity_of(made)[0].share == 0.5
 
 
+def test_a_run_that_stops_with_its_first_epoch_is_scored_with_its_zeros():
+    """The epoch's end, where the zeros are not fixed, and the run's end, where they are, are one step."""
+    scored, kept = [], []
+
+    def validate(module):
+        scored.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+        return 0.5
+
+    training = TrainConfig(steps=50, lr=0.02, precision="fp32", spend=1e-6)
+    one_step = [next(iter(loader()))]
+    made = sparse_train(net(), loss, one_step, SparseConfig(sparsity=0.5, least=0), training, validate=validate, done=lambda *both: kept.extend(both))
+    assert (kept[0].stopped, kept[0].steps) == ("spend reached", 1)
+    assert kept[1].score == 0.5
+    assert kept[1].scores == [{"step": 1, "score": 0.5}]
+    assert sparsity_of(made)[0].share == 0.5
+    assert all(torch.equal(tensor, scored[-1][name]) for name, tensor in made.module.state_dict().items()), "what was scored is what is returned"
+
+
+@pytest.mark.parametrize(("model", "config"), [(0, SparseConfig(sparsity=0.7, least=0)), (1, SparseConfig(sparsity=0.5, least=0))])
+def test_another_runs_checkpoint_is_not_gone_on_from(tmp_path, model, config):
+    training = TrainConfig(steps=4, precision="fp32")
+    sparse_train(net(), loss, loader(), SparseConfig(sparsity=0.5, least=0), training, resume=tmp_path)
+    with pytest.raises(BadConfig, match="the checkpoint belongs to another run"):
+        sparse_train(net(model), loss, loader(), config, training, resume=tmp_path)
+
+
 def test_what_is_left_dense_is_named():
     module = cnn()
     rows = {row.name: row.left for row in sparsity_of(module, SparseConfig(pattern="2:4", least=0))}
@@ -289,4 +315,4 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "it has fewer than 1,024 weights" in shown
     assert "no faster  onnxruntime" in shown
     assert command([*arguments, "--pattern", "banana"]) == 2
-    assert "--pattern" in capsys.readouterr().err
+    assert capsys.readouterr().err == '--pattern: "banana" is not a pattern; write "unstructured", "2:4" or "16x1"\n'

@@ -14,6 +14,7 @@ from torch import nn
 
 from lissome.compress.sparse.config import SparseConfig
 from lissome.compress.sparse.masks import masks, misfit
+from lissome.core.cache import digest
 from lissome.core.errors import BadModel
 from lissome.core.model import Model
 from lissome.core.progress import Progress
@@ -58,14 +59,16 @@ def sparse_train(
     batches: a list, a DataLoader, or lissome's Batches. validate(module): a score, higher is better, looked at after each epoch once the zeros are
     fixed; the best weights are returned, else the last. resume: folder for checkpoints; a killed run goes on from there with the same bits.
     done(result, best): called with what the run did. `sparsity_of` reports the layers.
-    Raises BadModel when no layer can take the pattern, Diverged for a loss that is not finite, and what `train` raises.
+    Raises BadModel when no layer can take the pattern, Diverged for a loss that is not finite, BadConfig where `resume` holds another model's run
+    or one of another config, and what `train` raises.
     """
     start = model if isinstance(model, Model) else as_model(copy.deepcopy(model))
     module = copy.deepcopy(start.module) if isinstance(model, Model) else start.module
     zeroing = Zeroing(sparse_weights(module, config), config)
-    best = KeepBest(lambda trained: validate(trained) if zeroing.fixed else float("-inf")) if validate else None
+    best = BestOfFixed(validate, zeroing) if validate else None
+    callbacks, identity = [zeroing, best] if best else [zeroing], digest("sparse", config.model_dump(mode="json"), start.fingerprint)
     with zeroing:
-        result = train(module, batches, loss, training, callbacks=[zeroing, best] if best else [zeroing], resume=resume, progress=progress)
+        result = train(module, batches, loss, training, callbacks=callbacks, resume=resume, progress=progress, identity=identity)
     zeroing.apply()
     if done:
         done(result, best)
@@ -192,3 +195,19 @@ class Zeroing(Callback):
             return gradient * self.masks[name]
 
         return gate
+
+
+class BestOfFixed(KeepBest):
+    """The best weights by validation once the zeros are fixed: before that, they are not yet what was asked for.
+
+    It stands behind `zeroing` among the callbacks, so that a run that stops early is looked at when its zeros are there.
+    """
+
+    def __init__(self, evaluate: Callable[[nn.Module], float], zeroing: Zeroing):
+        super().__init__(evaluate)
+        self.zeroing = zeroing
+
+    def look(self, run: Run) -> None:
+        """Evaluate, unless the zeros still change."""
+        if self.zeroing.fixed:
+            super().look(run)
