@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ import torch
 
 from lissome.cli.main import run as command
 from lissome.compress.quantize import QatTaskConfig, QuantizeConfig, load_quantized, save_quantized
-from lissome.compress.quantize.task import calibration, qat_to, quantize_to, taught_loss
+from lissome.compress.quantize.task import calibration, original_of, qat_to, quantize_to, taught_loss
 from lissome.core.cache import Cache
 from lissome.core.quantization import LayerQuant
 from lissome.engines.table import Load, load
-from lissome.nn.load import load_model
+from lissome.nn.load import load_model, save_model
 from lissome.train.config import TrainConfig
 from tests.compress.quantize.verbs import rows_task
 from tests.nn import tiny
@@ -66,6 +68,55 @@ def test_training_goes_on_from_the_folder(made, tmp_path, cache):
     assert not (cache.root / "training").exists() or not any((cache.root / "training").iterdir()), "checkpoints are gone"
     direct = qat_to(tmp_path / "direct", MODEL, TASK, config, QuantizeConfig(smallest=1, precision="int8-dynamic"), cache)
     assert set(direct.precisions.values()) == {"int8-dynamic"}
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory, root):
+    """A folder whose own weights are not the float model's any more."""
+    out = tmp_path_factory.mktemp("shifted") / "out"
+    return quantize_to(out, MODEL, TASK, QuantizeConfig(smallest=1, bias_correction=True), Cache(root))
+
+
+def test_the_float_original_teaches_and_is_compared_with(shifted, tmp_path, monkeypatch, cache):
+    from lissome.compress.quantize import task as room
+
+    teachers, plain, original = [], room.qat_for_task, load_model(MODEL)
+    monkeypatch.setattr(room, "qat_for_task", lambda taught, *rest: teachers.append(taught) or plain(taught, *rest))
+    trained = qat_to(tmp_path / "trained", shifted.folder, TASK, QatTaskConfig(train=TrainConfig(steps=1)), cache=cache)
+    assert load_quantized(Path(shifted.folder)).model.fingerprint != original.fingerprint
+    assert [model.fingerprint for model in teachers] == [original.fingerprint]
+    assert (trained.before, trained.notes) == (shifted.before, ())
+    assert (trained.original, trained.original_fingerprint) == (MODEL, original.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"original_fingerprint": "0" * 16}, f"{MODEL} is another model now"),
+        ({"original": "/gone"}, "there is no folder /gone"),
+        ({"original": "user/name"}, "there is no folder user/name"),
+        ({"original": "subprocess:getoutput"}, "it needs the code subprocess:getoutput, which was not named by you"),
+        (None, "quantize.json does not name it"),
+    ],
+)
+def test_an_original_that_is_not_to_be_had(shifted, tmp_path, changed, why):
+    folder = tmp_path / "out"
+    shutil.copytree(shifted.folder, folder)
+    record = json.loads((folder / "quantize.json").read_text())
+    (folder / "quantize.json").write_text("" if changed is None else json.dumps({**record, **changed}))
+    kept = load_quantized(folder)
+    found, notes = original_of(folder, kept)
+    assert found is kept.model
+    assert notes == (f"the float model that {folder} was made from is not to be had: {why}; the folder's own weights teach and are compared with",)
+
+
+def test_an_original_in_a_folder_is_found_from_anywhere(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    save_model(load_model(MODEL), tmp_path / "float")
+    made = quantize_to(tmp_path / "out", "float", TASK, QuantizeConfig(smallest=1, bias_correction=True), cache)
+    monkeypatch.chdir("/")
+    found, notes = original_of(tmp_path / "out", load_quantized(tmp_path / "out"))
+    assert (found.fingerprint, found.ref, notes) == (made.original_fingerprint, str(tmp_path / "float"), ())
 
 
 @pytest.mark.parametrize(("isa", "levels"), [(("AVX2",), 63), (("AVX2", "AVX512-VNNI"), 127), (("NEON",), 127)])

@@ -70,7 +70,7 @@ def extremes(module: nn.Module, batches: Ordered, points: Iterable[Point], chann
         if not (math.isfinite(least_value) and math.isfinite(most)):
             raise BadModel(
                 f"calibration met NaN or infinity in what {'goes into' if point[1] == 'input' else 'comes out of'} the layer {point[0]}.",
-                do="look for NaN in the calibration data; if there is none, leave out the layer before it: give it the precision fp32 in `layers` (--layer NAME=fp32)",
+                do="look for NaN in the calibration data; if there is none, leave the layer before it in fp32, in `layers` (--layer NAME=fp32)",
             )
         low[point], high[point] = min(low.get(point, 0.0), least_value), max(high.get(point, 0.0), most)
         if point[1] == "input" and point[0] in wanted:

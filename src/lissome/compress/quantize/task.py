@@ -21,17 +21,18 @@ from lissome.compress.quantize.apply import quantize
 from lissome.compress.quantize.config import QatTaskConfig, QuantizeConfig
 from lissome.compress.quantize.store import check_deployed, is_quantized, load_quantized, save_quantized
 from lissome.core.cache import Cache, check_out, digest, disk_errors
-from lissome.core.errors import BadInput
+from lissome.core.errors import BadInput, LissomeError
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import Quantized
 from lissome.core.task import SplitName, Task
+from lissome.core.trust import check_target
 from lissome.data import load_task
 from lissome.engines.table import MIXED, Load, Session, load
 from lissome.export.forms import Recipe, build_form, form_bytes
 from lissome.machine.identity import identify, saturates
 from lissome.nn.call import accepted
-from lissome.nn.load import load_model
+from lissome.nn.load import FACTORY, load_model
 from lissome.train.batches import LABELS, Batches
 from lissome.train.callbacks import KeepBest
 from lissome.train.finetune import score_of
@@ -51,6 +52,7 @@ class QuantizedFolder:
     precisions: layer -> precision, of all that changed; kept: the most sensitive layers, which were spared, with their divergence in nats (without a task,
     the relative error of their weights).
     parity: relative L2 distance between the simulated and the deployed outputs. notes: what else should be known.
+    original, original_fingerprint: the float model that it was made from, as `load_model` takes it.
     """
 
     folder: str
@@ -62,6 +64,8 @@ class QuantizedFolder:
     kept: Mapping[str, float]
     parity: float | None
     notes: tuple[str, ...]
+    original: str
+    original_fingerprint: str
 
 
 def quantize_to(
@@ -110,13 +114,48 @@ def qat_to(
                 do="leave them out, or give the float model",
             )
         first = load_quantized(Path(model))
-        original, loaded = first.model, load_task(task, first.model.directory)
+        original, notes = original_of(Path(model), first)
+        first, loaded = dataclasses.replace(first, notes=notes), load_task(task, first.model.directory)
     else:
         original = load_model(model)
         loaded = load_task(task, original.directory)
         first = quantize(original, _for_here(start or QuantizeConfig()), calibration(loaded), progress=progress)
     trained = qat_for_task(original, first, loaded, config, cache, progress)
     return write(out, original, trained, loaded, cache, progress)
+
+
+def original_of(folder: Path, quantized: Quantized) -> tuple[Model, tuple[str, ...]]:
+    """The float model that the quantised `folder` was made from, as the folder's record names it; what it holds itself where that is not to be had.
+
+    Bias correction, smoothing and absorbed norms moved the folder's own weights, so what teaches, and what a score is compared with, is not them. A
+    note says so where they must do.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        ref, expected = str(record["original"]), str(record["original_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        why = f"{RECORD} does not name it"
+    else:
+        if expected == quantized.model.fingerprint:
+            return quantized.model, ()
+        try:
+            found = _recorded(ref, folder)
+            if found.fingerprint == expected:
+                return found, ()
+            why = f"{ref} is another model now"
+        except LissomeError as error:
+            why = error.what
+    note = f"the float model that {folder} was made from is not to be had: {why.rstrip('.')}; the folder's own weights teach and are compared with"
+    return quantized.model, (note,)
+
+
+def _recorded(ref: str, folder: Path) -> Model:
+    """The local model that a record names; code that it names needs the user's consent, and nothing is downloaded for it."""
+    if not Path(ref).is_dir():
+        if not FACTORY.fullmatch(ref):
+            raise BadInput(f"there is no folder {ref}")
+        check_target(ref.partition("@")[0], str(folder / RECORD), BadInput)
+    return load_model(ref)
 
 
 def qat_for_task(
@@ -183,7 +222,8 @@ def write(out: Path, original: Model, quantized: Quantized, task: Task | None, c
         before, after = score_of(original.module, task), deployed_score(load("onnxruntime", form, Load(MIXED, torch.get_num_threads())), task)
     kept = {name: quantized.sensitivity[name] for name in quantized.sensitivity if not _whole(quantized, name)}
     precisions = {name: quant.precision for name, quant in quantized.quantization.layers.items()}
-    result = QuantizedFolder(str(out), before, after, float_mb, mb_after, precisions, kept, parity, tuple(notes))
+    ref = str(original.directory.resolve()) if original.directory else original.ref
+    result = QuantizedFolder(str(out), before, after, float_mb, mb_after, precisions, kept, parity, tuple(notes), ref, original.fingerprint)
     with disk_errors("the quantised model", out):
         save_quantized(quantized, out)
         if form is not None:
