@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import time
 from pathlib import Path
 
@@ -13,19 +14,22 @@ from lissome.compress.prune import PruneConfig, apply, choose
 from lissome.core.manifest import Option
 from lissome.core.model import Model
 from lissome.core.task import Split
+from lissome.engines.measure import measure
+from lissome.engines.process import EngineFailed
 from lissome.export.forms import form_bytes
 from lissome.export.onnx import quiet
 from lissome.export.quantized import has_attention
+from lissome.export.telemetry import silence_telemetry
 from lissome.optimize import shrink
 from lissome.optimize.batches import scoring_batches
 from lissome.optimize.bench import Bench, formed
-from lissome.optimize.costs import typical, variant_row
+from lissome.optimize.costs import variant_row
 from lissome.optimize.run import Optimized
 from lissome.optimize.structure import structure_of
-from lissome.optimize.tables import Row
+from lissome.optimize.tables import Row, subject
 
-HALVINGS = 4
-"""Steps of the search for the share whose latency is the plan's."""
+HALVINGS, ROUNDS = 4, 15
+"""Steps of the search for the share whose latency is the plan's, and rounds of each."""
 SAME = 1.03
 """What counts as equal latency."""
 
@@ -44,9 +48,12 @@ def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, R
         return apply(bench.model, structure.groups, choose(structure.groups, scores, PruneConfig(ratio=ratio)))
 
     def times(ratio: float) -> float:
-        """Latency over the plan's, from one interleaved run."""
-        rows = shrink.with_results([Row(plan.option, plan.form, plan.size), variant_row(bench, at(ratio), base)], bench)
-        return typical(rows[1].result) / typical(rows[0].result)  # type: ignore[arg-type]
+        """Latency over the plan's, round by round in one interleaved run."""
+        subjects = [subject(bench, row, final=True) for row in (plan, variant_row(bench, at(ratio), base))]
+        ours, theirs = measure(subjects, bench.machine.fingerprint, rounds=ROUNDS, threads=bench.threads).results
+        if ours.failed or theirs.failed:
+            raise EngineFailed(ours.failed or theirs.failed or "")
+        return statistics.median(b / a for a, b in zip(ours.rounds["latency_p50"], theirs.rounds["latency_p50"], strict=True))
 
     low, high = 0.0, 0.95
     fastest = times(high)
@@ -61,8 +68,12 @@ def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, R
     return f"uniform pruning, {found:.0%} cut everywhere, taught as long", Row(base, form, form_bytes(form), variant=taught)
 
 
-def accuracy_controlled(bench: Bench, max_drop: float, into: Path) -> tuple[str, Row]:
-    """NNCF's `quantize_with_accuracy_control` at the same limit: OpenVINO int8, layers put back in float until validation keeps `max_drop` (a fraction)."""
+def accuracy_controlled(bench: Bench, max_drop: float, into: Path) -> tuple[Row, float]:
+    """NNCF's `quantize_with_accuracy_control` at the same limit: OpenVINO int8, layers put back in float until validation keeps `max_drop` (a fraction).
+
+    The row, and the seconds it took.
+    """
+    silence_telemetry()
     import nncf
     import openvino as ov
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
@@ -103,7 +114,7 @@ def accuracy_controlled(bench: Bench, max_drop: float, into: Path) -> tuple[str,
     ov.save_model(made, str(into / "model.xml"), compress_to_fp16=False)
     form = json.loads((source / "form.json").read_text(encoding="utf-8")) | {"engine": "openvino", "file": "model.xml"}
     (into / "form.json").write_text(json.dumps(form), encoding="utf-8")
-    return f"NNCF with accuracy control, {seconds / 60:.1f} min", Row(Option(engine="openvino", precision="int8-static"), into, form_bytes(into))
+    return Row(Option(engine="openvino", precision="int8-static"), into, form_bytes(into)), seconds
 
 
 ORIGINAL_ONNX = Option(engine="onnxruntime", precision="fp32")

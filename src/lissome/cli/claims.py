@@ -28,10 +28,12 @@ def claims(
     from lissome.report.claims import page as rendered
     from lissome.report.markdown import update_marked_block
 
-    with terminal() as progress:
-        if not render:
-            try_claims(folder, names or (), progress)
-    update_marked_block(page, "claims", rendered(folder))
+    try:
+        with terminal() as progress:
+            if not render:
+                try_claims(folder, names or (), progress)
+    finally:  # what ran is written, whatever failed
+        update_marked_block(page, "claims", rendered(folder))
     found = {name: verdict(claim, kept(folder, name)) for name, claim in read_claims(folder).items()}
     if json:
         emit_json(found)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lissome.core.cache import digest
+from lissome.core.errors import LissomeError
 from lissome.core.manifest import Option
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import median_interval
@@ -36,17 +37,50 @@ class Cost:
     size: float
 
 
+class Pair(NamedTuple):
+    """What a row gave, and what the first row gave in the same run."""
+
+    first: Result
+    own: Result
+
+
 def variant_row(bench: Bench, model: Model, option: Option) -> Row:
-    """A changed copy of the model, built for `option` and ready to be timed; it is not scored, so its outputs are not gated here."""
-    return built(vary(bench, model, "").bench, option)
+    """A changed copy of the model, built for `option` and ready to be timed; it is not scored, so its outputs are not gated here.
+
+    Raises EngineFailed where an exporter refuses it.
+    """
+    return exported(vary(bench, model, "").bench, option)
 
 
-def results_of(bench: Bench, rows: Sequence[Row]) -> list[Result]:
-    """What one interleaved run gives for each row. Raises EngineFailed when the first, which the others are held against, fails."""
-    results, _ = timed(bench, rows)
-    if results[0].failed:
-        raise EngineFailed(f"the model could not be timed: {results[0].failed}")
-    return results
+def exported(bench: Bench, option: Option) -> Row:
+    """`built`, for a copy that may be more than an exporter can take: whatever it raises comes out as EngineFailed."""
+    try:
+        return built(bench, option)
+    except LissomeError:
+        raise
+    except Exception as error:  # exporters raise anything
+        raise EngineFailed(f"{option.name} cannot be built: {str(error).splitlines()[0][:160] if str(error) else type(error).__name__}") from error
+
+
+def results_of(bench: Bench, rows: Sequence[Row]) -> list[Pair]:
+    """What each row gives beside the first, which the others are held against: one interleaved run, or more where --ram does not hold all at once.
+
+    Raises EngineFailed when the first fails.
+    """
+    found: dict[int, Pair] = {}
+    waiting = list(range(1, len(rows)))
+    while waiting or not found:
+        results, _ = timed(bench, [rows[0], *(rows[at] for at in waiting)])
+        first = results[0]
+        if first.failed:
+            raise EngineFailed(f"the model could not be timed: {first.failed}")
+        found.setdefault(0, Pair(first, first))
+        done = {at: Pair(first, one) for at, one in zip(waiting, results[1:], strict=True) if not one.crowded}
+        if not done and waiting:  # not even one of them fits beside the first
+            done = {at: Pair(first, one) for at, one in zip(waiting, results[1:], strict=True)}
+        found |= done
+        waiting = [at for at in waiting if at not in done]
+    return [found[at] for at in range(len(rows))]
 
 
 def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor]) -> dict[tuple[object, ...], Cost]:
@@ -59,7 +93,8 @@ def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[
     groups = _by_signature(structure)
     if stored is None:
         stored = _measured(bench, structure, option, scores, list(groups.values()))
-        bench.cache.put("savings", key, stored)
+        if all(stored):  # what failed once may work the next time
+            bench.cache.put("savings", key, stored)
     return {signature: Cost(Measurement(**found["latency"]), found["size"]) for signature, found in zip(groups, stored, strict=True) if found}
 
 
@@ -79,24 +114,23 @@ def _measured(
         rows.append(_built(bench, structure, option, scores, changes))
         bench.progress.step(note=f"{changes[0].group}: {changes[0].name}")
     base = variant_row(bench, structure.model, option)
-    results = results_of(bench, [base, *(row for row in rows if row is not None)])
-    whole, left = results[0], iter(results[1:])
-    return [{} if row is None else _saved(bench, whole, base, next(left), row, len(changes)) for row, changes in zip(rows, classes, strict=True)]
+    pairs = iter(results_of(bench, [base, *(row for row in rows if row is not None)])[1:])
+    return [{} if row is None else _saved(bench, base, row, next(pairs), len(changes)) for row, changes in zip(rows, classes, strict=True)]
 
 
 def _built(bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor], changes: Sequence[Change]) -> Row | None:
     try:
         return variant_row(bench, cut(structure, changes, scores), option)
-    except Exception as error:  # noqa: BLE001  exporters raise anything; a shape that cannot be built is not offered
-        bench.progress.say(f"{changes[0].group}, {changes[0].name}: cannot be built for {option.name} ({str(error).splitlines()[0][:120]})")
+    except EngineFailed as error:
+        bench.progress.say(f"{changes[0].group}, {changes[0].name} is not offered: {error.what}")
         return None
 
 
-def _saved(bench: Bench, whole: Result, base: Row, result: Result, row: Row, count: int) -> dict[str, Any]:
+def _saved(bench: Bench, base: Row, row: Row, pair: Pair, count: int) -> dict[str, Any]:
     """Saving per change, round by round."""
-    if result.failed:
+    if pair.own.failed:
         return {}
-    each = [(before - after) / count for before, after in zip(whole.rounds["latency_p50"], result.rounds["latency_p50"], strict=True)]
+    each = [(before - after) / count for before, after in zip(pair.first.rounds["latency_p50"], pair.own.rounds["latency_p50"], strict=True)]
     value, low, high = median_interval(each, bench.contract.level)
     latency = {"name": "saves", "value": value, "low": low, "high": high, "unit": "ms", "n": len(each), "method": "measured"}
     return {"latency": {**latency, "machine": bench.machine.fingerprint}, "size": (base.size - row.size) / 1e6 / count}

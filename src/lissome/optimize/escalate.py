@@ -7,6 +7,7 @@ far. The climb ends at the first rung that leaves a row which keeps every limit.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from lissome.core.quantization import Quantized
 from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
 from lissome.optimize.bench import Bench, Variant
+from lissome.optimize.costs import typical
 from lissome.optimize.sensitivity import Probe, probe_of
 from lissome.optimize.solve import LIKELY, SURE, Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
@@ -169,7 +171,7 @@ def layers_in_float(climb: Climb) -> list[Row]:
     check_time(climb.bench, "sensitive layers in float", 2 * TABLE_S)
     found = precision.table(climb.bench, climb.quantized, options[0], climb.probe)
     rows: list[Row] = []
-    for point in precision.plans(found, _room(climb, found.latency)):
+    for point in precision.plans(found, _room(climb, found)):
         rows += build_variant(precision.planned(climb.bench, climb.quantized, found, point, climb.steps), options[:1])
     if not rows:
         raise CannotHelp("No layer can be left in float within the limit on latency")
@@ -195,7 +197,10 @@ def prune_and_distil(climb: Climb) -> list[Row]:
         raise CannotHelp("It teaches classifiers so far, and the task has no classes")
     if bench.model.architecture.kind == "exported":
         raise CannotHelp("A module in memory could not be built again; give a factory")
+    if (bench.contract.limit("size") or bench.contract.limit("memory")) and importlib.util.find_spec("scipy") is None:
+        raise CannotHelp('A limit on size or memory beside others is solved by scipy, which is not installed: pip install "lissome[plan]"')
     options = climb.options()
+    check_time(bench, "tables of what can shrink", 2 * TABLE_S)
     base, floor = shrink.ground(bench, climb.rows[0], options)
     if floor.trouble is not None:
         raise CannotHelp(f"The smallest shape of the model does not run under {base.option.name}: {floor.trouble}")
@@ -256,15 +261,22 @@ def small_in_int8(climb: Climb) -> list[Row]:
     return [*build_variant(calibrated, options), *build_variant(learned, options)]
 
 
-def _room(climb: Climb, latency: float) -> float | None:
-    """Milliseconds that a call may take more than the int8 model's `latency`; None without a limit."""
+def _room(climb: Climb, found: precision.Table) -> float | None:
+    """Milliseconds that a median call may take more than the int8 model's, all from the table's own run; None without a limit.
+
+    A limit on the 95th percentile is turned into one on the median by how far apart the two are for the int8 model.
+    """
     limit = climb.bench.contract.limit("latency")
-    original = climb.rows[0]
-    if limit is None or original.result is None:
+    if limit is None:
         return None
-    was = original.result.figure(limit.name, climb.bench.machine.fingerprint)
-    assert was is not None
-    return shrink.SPARE * (was.value / limit.bound if limit.relative else limit.bound) - latency
+    now, machine = typical(found.whole), climb.bench.machine.fingerprint
+    if limit.relative:
+        allowed = typical(found.original) / limit.bound
+    else:
+        own = found.whole.figure(limit.name, machine)
+        assert own is not None
+        allowed = limit.bound * now / own.value
+    return shrink.SPARE * allowed - now
 
 
 RUNGS = (

@@ -25,7 +25,8 @@ from lissome.engines.measure import Result
 from lissome.nn.call import call
 from lissome.optimize.additive import Choice, Point, front
 from lissome.optimize.bench import Bench, Variant, vary
-from lissome.optimize.costs import results_of, typical
+from lissome.optimize.costs import Pair, exported, results_of
+from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.tables import Row, built
 from lissome.train.config import TrainConfig
@@ -62,19 +63,27 @@ class Shared:
 
 
 def best_scales(bench: Bench, probe: Probe) -> tuple[Quantized, str]:
-    """The model in static int8, with the scales whose simulated outputs are nearest to the original's on the hardest examples."""
-    data = calibration(bench.task, bench.seed)
-    found: list[tuple[float, str, Quantized]] = []
-    bench.progress.stage(f"scales by {len(METHODS)} methods", len(METHODS))
-    for config in METHODS:
-        config = config.model_copy(update={"reduce_range": bench.recipe.reduce_range})
-        made = quantize(bench.model, config, data)
-        name = config.method + (", smoothed" if config.smooth else "")
-        found.append((probe.loss(simulate(made.model.module, made.quantization, made.scales).eval()), name, made))
-        bench.progress.step(note=f"{name}: {found[-1][0]:.3g} nats")
-    loss, name, made = min(found, key=lambda one: one[0])
-    others = ", ".join(f"{other} {value:.2g}" for value, other, _ in found if other != name)
-    return made, f"int8 scales by {name}: {loss:.2g} nats from the original on the hardest examples ({others})"
+    """The model in static int8, with the scales whose simulated outputs are nearest to the original's on the hardest examples; kept in the cache."""
+    methods = [config.model_copy(update={"reduce_range": bench.recipe.reduce_range}) for config in METHODS]
+    key = digest("scales-1", bench.model.fingerprint, probe.fingerprint, bench.task.fingerprint, bench.seed, [config.model_dump() for config in methods])
+    words = "words.txt"
+
+    def make(empty: Path) -> None:
+        data = calibration(bench.task, bench.seed)
+        found: list[tuple[float, str, Quantized]] = []
+        bench.progress.stage(f"scales by {len(methods)} methods", len(methods))
+        for config in methods:
+            made = quantize(bench.model, config, data)
+            name = config.method + (", smoothed" if config.smooth else "")
+            found.append((probe.loss(simulate(made.model.module, made.quantization, made.scales).eval()), name, made))
+            bench.progress.step(note=f"{name}: {found[-1][0]:.3g} nats")
+        loss, name, made = min(found, key=lambda one: one[0])
+        others = ", ".join(f"{other} {value:.2g}" for value, other, _ in found if other != name)
+        save_quantized(made, empty)
+        (empty / words).write_text(f"int8 scales by {name}: {loss:.2g} nats from the original on the hardest examples ({others})", encoding="utf-8")
+
+    folder = bench.cache.folder("scales", key, make)
+    return load_quantized(folder), (folder / words).read_text(encoding="utf-8")
 
 
 def varied(bench: Bench, quantized: Quantized, change: str, parts: tuple[PartChoice, ...], steps: Sequence[str]) -> Variant:
@@ -116,24 +125,22 @@ def spared(quantized: Quantized, layers: Sequence[str]) -> Quantized:
 
 @dataclass(frozen=True)
 class Table:
-    """For every set of layers: how far its rounding alone moves the outputs, and what leaving it in float costs a call."""
+    """For every set of layers: how far its rounding alone moves the outputs, and what leaving it in float costs a call.
+
+    whole, original: the model with every set in int8, and the original, from one interleaved run.
+    """
 
     sets: tuple[Shared, ...]
     loss: tuple[float, ...]
     slower: tuple[Measurement, ...]
-    latency: float
+    whole: Result
+    original: Result
 
 
 def table(bench: Bench, quantized: Quantized, option: Option, probe: Probe) -> Table:
     """The sensitivity table of a quantised model for one engine."""
     sets = shared_layers(quantized.model.module, quantized.quantization, bench.recipe.example)
-    everything = [name for one in sets for name in one.layers]
-    bench.progress.stage(f"what rounding each of {len(sets)} sets of layers costs", len(sets))
-    losses = []
-    for one in sets:
-        alone = spared(quantized, [name for name in everything if name not in one.layers])
-        losses.append(probe.loss(simulate(alone.model.module, alone.quantization, alone.scales).eval()))
-        bench.progress.step(note=one.name)
+    losses = _losses(bench, quantized, sets, probe)
     classes: dict[tuple[object, ...], list[Shared]] = {}
     for one in sets:
         classes.setdefault(one.signature, []).append(one)
@@ -142,9 +149,26 @@ def table(bench: Bench, quantized: Quantized, option: Option, probe: Probe) -> T
     for members in classes.values():
         rows.append(_row(bench, spared(quantized, [name for one in members for name in one.layers]), option))
         bench.progress.step(note=members[0].name)
-    whole, *others = results_of(bench, rows)
-    cost = {signature: _slower(bench, whole, found, len(classes[signature])) for signature, found in zip(classes, others, strict=True)}
-    return Table(tuple(sets), tuple(losses), tuple(cost[one.signature] for one in sets), typical(whole))
+    pairs = results_of(bench, [rows[0], built(bench, ORIGINAL), *rows[1:]])
+    cost = {signature: _slower(bench, pair, len(classes[signature])) for signature, pair in zip(classes, pairs[2:], strict=True)}
+    return Table(tuple(sets), tuple(losses), tuple(cost[one.signature] for one in sets), pairs[0].own, pairs[1].own)
+
+
+def _losses(bench: Bench, quantized: Quantized, sets: Sequence[Shared], probe: Probe) -> list[float]:
+    """How far rounding one set alone moves the outputs, set by set; kept in the cache."""
+    key = digest("rounding-1", quantized.fingerprint, probe.fingerprint, [one.layers for one in sets])
+    stored: list[float] | None = bench.cache.get("losses", key)
+    if stored is not None:
+        return stored
+    everything = [name for one in sets for name in one.layers]
+    bench.progress.stage(f"what rounding each of {len(sets)} sets of layers costs", len(sets))
+    stored = []
+    for one in sets:
+        alone = spared(quantized, [name for name in everything if name not in one.layers])
+        stored.append(probe.loss(simulate(alone.model.module, alone.quantization, alone.scales).eval()))
+        bench.progress.step(note=one.name)
+    bench.cache.put("losses", key, stored)
+    return stored
 
 
 def plans(found: Table, room: float | None) -> list[Point]:
@@ -164,7 +188,7 @@ def planned(bench: Bench, quantized: Quantized, found: Table, point: Point, step
     """The variant that a point of the front stands for."""
     left = [one for one, pick in zip(found.sets, point.picks, strict=True) if pick]
     layers = [name for one in left for name in one.layers]
-    change = f"{len(layers)} of {len(quantized.quantization.layers)} layers in float"
+    change = f"{len(layers)} of {len(quantized.quantization.layers)} layers in float, {point.loss:.2g} nats left"
     step = f"left {', '.join(one.name for one in left)} in float: {point.loss:.2g} of {sum(found.loss):.2g} nats remain for {point.costs[0]:+.2g} ms a call"
     return varied(bench, spared(quantized, layers), change, _parts(bench, found, point), (*steps, step))
 
@@ -186,16 +210,16 @@ def qat_lesson(bench: Bench) -> QatTaskConfig:
 
 
 def _row(bench: Bench, quantized: Quantized, option: Option) -> Row:
-    return built(varied(bench, quantized, "", (), ()).bench, option)
+    return exported(varied(bench, quantized, "", (), ()).bench, option)
 
 
-def _slower(bench: Bench, whole: Result, found: Result, count: int) -> Measurement:
+def _slower(bench: Bench, pair: Pair, count: int) -> Measurement:
     """What one set in float costs a call, from rounds side by side; a set that cannot be spared costs more than anything can save."""
     machine = bench.machine.fingerprint
-    if found.failed:
+    if pair.own.failed:
         never = 1e6
         return Measurement("saves", never, never, never, "ms", 0, "estimated", machine, 0.0)
-    each = [(after - before) / count for before, after in zip(whole.rounds["latency_p50"], found.rounds["latency_p50"], strict=True)]
+    each = [(after - before) / count for before, after in zip(pair.first.rounds["latency_p50"], pair.own.rounds["latency_p50"], strict=True)]
     value, low, high = median_interval(each, bench.contract.level)
     return Measurement("saves", value, low, high, "ms", len(each), "measured", machine, bench.contract.level)
 

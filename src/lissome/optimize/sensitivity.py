@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lissome.core.cache import digest
 from lissome.core.task import Split
+from lissome.nn.fingerprint import fingerprint
 from lissome.optimize.batches import judging_order, part_of, scoring_batches
 from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
@@ -28,12 +30,14 @@ class Probe:
     """The hardest validation examples and what the original says of them. `loss(module)` is how far another module is from that.
 
     The hardest are those whose two likeliest classes are nearest to each other: a small change flips these first. Where the outputs are no classes,
-    a seeded draw stands for all.
+    a seeded draw stands for all. fingerprint: of the examples and the original.
     """
 
     def __init__(self, task: Task, module: nn.Module, outputs: np.ndarray, order: Sequence[int], seed: int = 0, count: int = HARDEST):
         """outputs: the original's on the validation examples `order` [n, ...], in that order."""
-        split = part_of(task.splits["validation"], [order[i] for i in hardest(outputs, count, seed, classes=bool(task.classes))])
+        picks = [order[i] for i in hardest(outputs, count, seed, classes=bool(task.classes))]
+        split = part_of(task.splits["validation"], picks)
+        self.fingerprint = digest(task.fingerprint, fingerprint(module), picks)
         self.classes = bool(task.classes)
         self.batches = scoring_batches(task, Split(split.inputs, split.targets)).batches
         self.reference = computed(module, self.batches)

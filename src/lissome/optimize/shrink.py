@@ -90,9 +90,9 @@ def _shrinkage(bench: Bench, base: Ground, floor: Row) -> float:
 
 
 def with_results(rows: list[Row], bench: Bench) -> list[Row]:
-    """The rows with what one interleaved run gave; the first is the original."""
-    for row, result in zip(rows, results := results_of(bench, rows), strict=True):
-        row.result, row.original, row.trouble = result, results[0], result.failed
+    """The rows with what they gave beside the first, the original."""
+    for row, pair in zip(rows, results_of(bench, rows), strict=True):
+        row.result, row.original, row.trouble = pair.own, pair.first, pair.own.failed
     return rows
 
 
@@ -251,20 +251,18 @@ def _choices(
 ) -> tuple[PartChoice, ...]:
     """The plan for the manifest: of each part what was taken, beside each single change and leaving it whole."""
     machine, found = bench.machine.fingerprint, []
-
-    def figure(value: float, name: str, unit: str) -> Measurement:
-        return Measurement(name, value, value, value, unit, HARDEST, "measured", machine, 0.0)
-
+    examples = min(HARDEST, len(bench.task.splits["validation"]))
     for part, menu, pick in zip(parts, menus, point.picks, strict=True):
         taken = menu[pick]
         shown = [one for one in menu if len(one[1]) <= 1 or one is taken]
         options = []
         for choice, changes in shown:
             spans = [costs[change.signature].latency for change in changes]
-            n = min((one.n for one in spans), default=0)
-            saves = Measurement(
-                "saves", sum(s.value for s in spans), sum(s.low for s in spans), sum(s.high for s in spans), "ms", n, "measured", machine, bench.contract.level
-            )
-            options.append(PartOption(name=choice.name, loss=figure(sum(harm[change] for change in changes), "divergence", "nats"), saves=saves))
+            n, how = min((one.n for one in spans), default=0), "estimated" if len(changes) > 1 else "measured"  # a sum of what was measured is no measurement
+            value, low, high = (sum(getattr(one, end) for one in spans) for end in ("value", "low", "high"))
+            saves = Measurement("saves", value, low, high, "ms", n, how, machine, bench.contract.level)  # type: ignore[arg-type]
+            loss = sum(harm[change] for change in changes)
+            hurts = Measurement("divergence", loss, loss, loss, "nats", examples, how, machine, 0.0)  # type: ignore[arg-type]
+            options.append(PartOption(name=choice.name, loss=hurts, saves=saves))
         found.append(PartChoice(part=part.name, chosen=taken[0].name, options=tuple(options)))
     return tuple(found)

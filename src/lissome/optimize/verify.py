@@ -101,12 +101,17 @@ def judge_on_test(bench: Bench, original: Row, chosen: Row, *, anew: bool = Fals
     margin = limit.bound / 100 if limit else 0.01  # without a limit the test only describes
     relative = bool(limit and limit.relative)
     if seen is None:
-        name = chosen.option.name + (f" ({chosen.variant.bench.model.fingerprint})" if chosen.variant else "")
+        name = chosen.option.name + (f" ({_contents(chosen.variant.bench)})" if chosen.variant else "")
         seen = record_use(bench.cache, bench.task.fingerprint, bench.model.fingerprint, name)
-    level = 1 - (1 - bench.contract.level) / seen  # Bonferroni: each further plan judged by this split has to clear a higher bar
+    level = 1 - (1 - bench.contract.level) / seen  # each further plan judged by this split has to clear a higher bar
     drop = certify_drop(before, after, margin, level, bench.task.exact, bench.seed, relative)
     machine = bench.machine.fingerprint
     return Tested(drop, _mean(np.asarray(before), bench, machine, "score"), _mean(np.asarray(after), bench, machine, "score"), seen)
+
+
+def _contents(bench: Bench) -> str:
+    """What a changed copy computes, scales and precisions included."""
+    return bench.quantized.fingerprint if bench.quantized else bench.model.fingerprint
 
 
 def _mean(scores: object, bench: Bench, machine: str, name: str) -> Measurement:

@@ -6,7 +6,6 @@ A claim is a YAML file in `claims/`; what its benchmark gave is kept beside it i
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import pydantic
 
 from lissome.core.config import Config, read_yaml
-from lissome.core.errors import BadInput, EnvironmentLacks, closest
+from lissome.core.errors import BadInput, EnvironmentLacks, LissomeError, closest
 from lissome.core.measurement import digits
 from lissome.core.progress import Progress
 from lissome.report.markdown import markdown_table
@@ -68,17 +67,16 @@ class Claim(Config):
 
 
 class Figure(Config):
-    """What a check read. holds: whether the end of the interval that is nearer to the bound keeps it."""
+    """What a check read; None where the benchmark reached no such figure."""
 
     what: str
-    value: float
-    low: float
-    high: float
-    holds: bool
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 class Found(Config):
-    """What a benchmark gave for a claim."""
+    """What a benchmark gave for a claim: a figure for every check."""
 
     created: str
     cpu: str
@@ -96,22 +94,34 @@ def read_claims(folder: Path) -> dict[str, Claim]:
 def try_claims(folder: Path, names: Sequence[str], progress: Progress) -> dict[str, Found]:
     """Run the benchmarks of the claims `names` (all, when empty), each command once, and keep what they gave.
 
-    Raises BadInput for an unknown name or a figure that is not in what the benchmark printed, EnvironmentLacks for a benchmark that fails.
+    A benchmark that fails does not keep the others from running. Raises BadInput for an unknown name; at the end, EnvironmentLacks for benchmarks that
+    failed and BadInput for figures that are not in what a benchmark printed.
     """
     claims = read_claims(folder)
     for name in names:
         if name not in claims:
             raise BadInput(f'there is no claim "{name}".{closest(name, list(claims))}', where=str(folder), expected=", ".join(claims))
     chosen = {name: claim for name, claim in claims.items() if claim.command and (not names or name in names)}
-    printed: dict[str, dict[str, Any]] = {}
+    printed: dict[str, dict[str, Any] | LissomeError] = {}
     found: dict[str, Found] = {}
+    troubles: list[LissomeError] = []
     for name, claim in chosen.items():
         assert claim.command is not None
-        if claim.command not in printed:
-            progress.stage(claim.command)
-            printed[claim.command] = _run(claim.command, folder.resolve().parent)
-        found[name] = judge(claim, printed[claim.command])
-        keep(folder, name, found[name])
+        try:
+            if claim.command not in printed:
+                progress.stage(claim.command)
+                printed[claim.command] = _run(claim.command, folder.resolve().parent)
+            document = printed[claim.command]
+            if isinstance(document, LissomeError):
+                continue
+            found[name] = judge(claim, document)
+            keep(folder, name, found[name])
+        except LissomeError as error:
+            printed.setdefault(claim.command, error)
+            troubles.append(error)
+            progress.say(str(error))
+    if troubles:
+        raise troubles[0]
     return found
 
 
@@ -134,19 +144,25 @@ def judge(claim: Claim, document: Mapping[str, Any]) -> Found:
     for check in claim.checks:
         value = _at(document, check.read)
         spread = value if isinstance(value, Mapping) else {"value": value, "low": value, "high": value}
-        value, low, high = (math.nan if spread[key] is None else float(spread[key]) for key in ("value", "low", "high"))
-        holds = low >= check.at_least if check.at_least is not None else high <= (check.at_most or 0.0)
-        figures.append(Figure(what=check.what, value=value, low=low, high=high, holds=bool(holds)))
+        figures.append(Figure(what=check.what, value=spread["value"], low=spread["low"], high=spread["high"]))
     return Found(created=str(document.get("created", ""))[:10], cpu=str(document.get("cpu", "")), figures=tuple(figures))
 
 
+def holds(check: Check, figure: Figure) -> bool:
+    """Whether the whole interval keeps the check's bound; what was not reached does not."""
+    if check.at_least is not None:
+        return figure.low is not None and figure.low >= check.at_least
+    return figure.high is not None and check.at_most is not None and figure.high <= check.at_most
+
+
 def verdict(claim: Claim, found: Found | None) -> Outcome:
-    """`met` when every check holds with its whole interval, `bounded` when that is so under the claim's condition alone."""
+    """`met` when every check holds with its whole interval, `bounded` when that is so under the claim's condition alone; `not run` when never tried
+    with these checks."""
     if claim.untestable:
         return "not testable here"
-    if found is None:
+    if found is None or [figure.what for figure in found.figures] != [check.what for check in claim.checks]:
         return "not run"
-    if not all(figure.holds for figure in found.figures):
+    if not all(holds(check, figure) for check, figure in zip(claim.checks, found.figures, strict=True)):
         return "not met"
     return "bounded" if claim.condition else "met"
 
@@ -156,8 +172,10 @@ def page(folder: Path) -> str:
     rows, notes = [], []
     for name, claim in read_claims(folder).items():
         found = kept(folder, name)
-        measured = "; ".join(_shown(figure, check) for figure, check in zip(found.figures, claim.checks, strict=True)) if found else "-"
-        rows.append([f"[{claim.title}](#{name})", claim.says, measured, verdict(claim, found)])
+        outcome = verdict(claim, found)
+        ran = found is not None and outcome not in ("not run", "not testable here")
+        measured = "; ".join(_shown(figure, check) for figure, check in zip(found.figures, claim.checks, strict=True)) if found and ran else "-"
+        rows.append([f"[{claim.title}](#{name})", claim.says, measured, outcome])
         notes.append(_note(name, claim, found))
     return markdown_table(rows, ["claim", "as claimed", "measured here (target)", "verdict"]) + "\n\n" + "\n\n".join(notes)
 
@@ -175,6 +193,8 @@ def _note(name: str, claim: Claim, found: Found | None) -> str:
 
 def _shown(figure: Figure, check: Check) -> str:
     target = f">= {check.at_least:g}" if check.at_least is not None else f"<= {check.at_most:g}"
+    if figure.value is None or figure.low is None or figure.high is None:
+        return f"{figure.what} not reached ({target})"
     spread = "" if figure.low == figure.high else f" [{digits(figure.low)}, {digits(figure.high)}]"
     return f"{figure.what} {digits(figure.value)}{spread} {check.unit} ({target})".replace("  ", " ")
 
@@ -197,10 +217,13 @@ def _run(command: str, root: Path) -> dict[str, Any]:
 
 
 def _at(document: Any, path: str) -> Any:
-    """The value at a path such as "rows[lissome].speedup"."""
+    """The value at a path such as "rows[lissome].speedup"; None where the benchmark gave null."""
     value = document
     for key, name in re.findall(r"([^.\[\]]+)(?:\[([^\]]*)\])?", path):
-        value = value.get(key) if isinstance(value, Mapping) else None
+        inside = isinstance(value, Mapping) and key in value
+        value = value[key] if inside else None
+        if inside and value is None:
+            return None
         if name and isinstance(value, list):
             value = next((one for one in value if one.get("name") == name), None)
         if value is None:
