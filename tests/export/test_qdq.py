@@ -20,6 +20,7 @@ from lissome.core.errors import BadInput, MissingExtra, ParityFailed
 from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Range, Scales
 from lissome.engines.table import Load, load
 from lissome.export.forms import Recipe, build_form, form_bytes
+from lissome.export.graph import Edits
 from lissome.export.parity import relative_error
 from lissome.export.qdq import write_quantized
 from lissome.export.weight_only import packed, to_bfloat16
@@ -158,6 +159,48 @@ class Mobile(nn.Module):
     def forward(self, images):
         x = self.depth(self.stem(images))
         return self.head(self.line((x + self.point(x)).flatten(2)).mean(-1))
+
+
+class Shared(nn.Module):
+    """One table for two inputs, and one layer called three times, as in ALBERT."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.again, self.head = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, first, second):
+        x = self.table(first) + self.table(second).flip(1)
+        for _ in range(3):
+            x = x + torch.relu(self.again(x))
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("precision", [*TIGHT, "bf16"])
+def test_a_layer_that_is_called_again_keeps_its_weights_once(forms, precision):
+    import onnx
+
+    torch.manual_seed(0)
+    model = as_model(Shared().eval())
+    batches = [{"first": torch.randint(0, 20, (4, 6)), "second": torch.randint(0, 20, (4, 6))} for _ in range(4)]
+    config = QuantizeConfig(smallest=1, reduce_range=SATURATES, layers={"*": LayerQuant(precision=precision)})
+    quantized = quantize(model, config, batches)
+    example = {name: value.numpy() for name, value in batches[0].items()}
+    form = build_form(Recipe(model, example, [], ""), "onnxruntime", "mixed", forms.cache, quantized=quantized)
+    names = [tensor.name for tensor in onnx.load(str(form / "model.onnx")).graph.initializer]
+    for layer in ("table", "again"):
+        kinds = [name.removeprefix(f"{layer}.").rstrip("_") for name in names if name.startswith(f"{layer}.")]
+        assert kinds
+        assert len(kinds) == len(set(kinds)), names
+    assert check_deployed(quantized, form, example) < TIGHT.get(precision, 1e-6)
+
+
+def test_constants_of_one_name_and_other_values_stay_apart():
+    from onnx import helper
+
+    edits = Edits(helper.make_model(helper.make_graph([], "empty", [], [])))
+    asked = [edits.constant("a", value) for value in (np.float32([1]), np.float32([2]), np.float32([[1]]), np.int32([1]), np.float32([2]), np.float32([1]))]
+    assert asked == ["a", "a_", "a__", "a___", "a_", "a"]
+    assert [tensor.name for tensor in edits.added.values()] == list(edits.added) == ["a", "a_", "a__", "a___"]
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

@@ -74,18 +74,22 @@ class Edits:
         return (users[0], other) if array is not None and array.ndim == 1 and array.dtype == np.float32 else None
 
     def constant(self, name: str, array: np.ndarray | np.generic, kind: int | None = None) -> str:
-        """Add an initializer under a fresh name; return that name. kind: its ONNX type where numpy has none (its bytes are then `array`'s)."""
+        """Add an initializer under a fresh name; return that name, or that of the same one, where a layer that is called again asks for it again.
+
+        kind: its ONNX type where numpy has none (its bytes are then `array`'s).
+        """
         from onnx import TensorProto, numpy_helper
 
-        fresh = name
-        while fresh in self.added or fresh in self.initial:
-            fresh += "_"
         if kind is None:
-            tensor = numpy_helper.from_array(np.array(array, order="C"), fresh)  # ascontiguousarray would make scalars into vectors
+            tensor = numpy_helper.from_array(np.array(array, order="C"), name)  # ascontiguousarray would make scalars into vectors
         else:
-            tensor = TensorProto(name=fresh, data_type=kind, dims=array.shape, raw_data=array.tobytes())
-        self.added[fresh] = tensor
-        return fresh
+            tensor = TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
+        while tensor.name in self.added or tensor.name in self.initial:
+            if self.added.get(tensor.name) == tensor:  # type, shape and bytes
+                return str(tensor.name)
+            tensor.name += "_"
+        self.added[tensor.name] = tensor
+        return str(tensor.name)
 
     def node(self, kind: str, inputs: Iterable[str], outputs: Iterable[str], domain: str = "", **attributes: Any) -> Any:
         """A new node, named for its first output."""
