@@ -369,6 +369,19 @@ def test_frozen_parameters_keep_their_values(cache):
 # --- bad input
 
 
+def test_checkpoints_belong_to_the_student_the_teacher_and_the_terms(cache, tmp_path):
+    """All have the same shapes, so only who they are tells them apart."""
+
+    def run(pupil=1, guide=0, temperature=2.0):
+        return distill(as_model(small(pupil)), as_model(small(guide)), DistillConfig(temperature=temperature), loader(), SHORT, resume=tmp_path, cache=cache)
+
+    first = run()
+    assert bits(run().module) == bits(first.module)
+    for other in ({"pupil": 2}, {"guide": 2}, {"temperature": 3.0}):
+        with pytest.raises(BadConfig, match="the checkpoint belongs to"):
+            run(**other)
+
+
 def test_models_that_cannot_be_compared(cache):
     task, guide = word_task(), as_model(bert(vocab_size=50))
     batches = Batches(task, "train", 10)

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 from lissome.compress.batches import forward
-from lissome.compress.qat import qat
+from lissome.compress.qat import SCALE_LR, qat
 from lissome.compress.quantize.apply import quantize
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.simulate import simulate
 from lissome.core.cache import Cache
-from lissome.core.errors import BadInput, Diverged
+from lissome.core.errors import BadConfig, BadInput, Diverged
 from lissome.core.quantization import Quantization, Scales
 from lissome.engines.table import Load, load
 from lissome.export.forms import Recipe, build_form
@@ -151,3 +151,18 @@ def test_a_trained_model_that_gives_nan_is_not_handed_back(four_bits):
     model, start = four_bits
     with pytest.raises(Diverged, match=r"the trained model gives NaN or infinite outputs(.|\n)*lower lr"):
         qat(model, start, lambda m, b: loss(m, b) * (1 if m.training else float("inf")), loader(), TrainConfig(steps=2))
+
+
+def test_checkpoints_belong_to_what_was_quantised_and_to_the_scales_rate(four_bits, tmp_path):
+    """All have the same shapes; only what they start from differs."""
+    model, start = four_bits
+    moved = copy.deepcopy(model.module)
+    with torch.no_grad():
+        moved.head.weight += 0.1
+    moved = as_model(moved)
+    other = quantize(moved, QuantizeConfig(precision="w4a16", group=None, smallest=1))
+    first = qat(model, start, loss, loader(), TrainConfig(steps=2), resume=tmp_path)
+    assert everything(qat(model, start, loss, loader(), TrainConfig(steps=2), resume=tmp_path)) == everything(first)
+    for given, rate in (((moved, other), SCALE_LR), ((model, start), 0.01)):
+        with pytest.raises(BadConfig, match="the checkpoint belongs to"):
+            qat(*given, loss, loader(), TrainConfig(steps=2), scale_lr=rate, resume=tmp_path)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lissome.compress.quantize.simulate import Step, current_scales, simulate, stripped
+from lissome.core.cache import digest
 from lissome.core.errors import BadInput, Diverged
 from lissome.core.model import Model
 from lissome.core.progress import Progress
@@ -63,7 +64,8 @@ def qat(
         return [*kept, {"params": steps, "lr": scale_lr, "weight_decay": 0.0}] if steps else kept
 
     exact = config.model_copy(update={"precision": "fp32"}) if config.precision == "auto" else config
-    train(twin, batches, loss, exact, callbacks=callbacks, resume=resume, progress=progress, groups=groups)
+    identity = digest("qat", quantized.fingerprint, scale_lr)
+    train(twin, batches, loss, exact, callbacks=callbacks, resume=resume, progress=progress, groups=groups, identity=identity)
     trained = finished(stripped(twin).eval(), model.architecture, model.ref, model.directory)
     found = Quantized(trained, quantized.quantization, current_scales(twin, quantized.quantization), quantized.notes, quantized.sensitivity)
     _check_finite(found, loss, next(iter(ordered(batches).epoch(0))))

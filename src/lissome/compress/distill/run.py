@@ -12,7 +12,7 @@ from torch import nn
 from lissome.compress.distill.config import DistillConfig
 from lissome.compress.distill.pupil import Loss, Pairs, Pupil
 from lissome.compress.distill.teacher import Teacher
-from lissome.core.cache import Cache
+from lissome.core.cache import Cache, digest
 from lissome.core.errors import BadConfig, BadInput
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -81,6 +81,7 @@ def distill(
             resume=resume,
             progress=progress,
             groups=lambda one: _groups(one, training),
+            identity=digest("distill", taught.fingerprint, guide.fingerprint, config.model_dump()),
         )
     finally:
         says.close()
