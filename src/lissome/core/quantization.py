@@ -136,7 +136,8 @@ class Scales:
 class Quantized:
     """A model with its quantisation: float weights (equalised and corrected where that was asked for), precision by layer, and scales.
 
-    notes: what the user should know of how it came about. sensitivity: layer -> divergence of the outputs when it alone is quantised, where measured.
+    notes: what the user should know of how it came about. sensitivity: layer -> divergence of the outputs when it alone is quantised, where measured (without
+    calibration data: the relative error of its weights).
     """
 
     model: Model
