@@ -45,10 +45,10 @@ def test_the_best_stay(scores, data):
     assert not gone or max(gone) <= min(scores[unit] for unit in kept)
 
 
-@given(ratio=st.floats(0, 0.99), units=st.integers(1, 64))
+@given(ratio=st.floats(0.01, 0.99), units=st.integers(1, 64))
 def test_the_ratio_is_never_exceeded(ratio, units):
-    one = group(units=units)
-    kept = choose(listed(one), rising(one), PruneConfig(ratio=ratio, round_to=1)).get("a", range(units))
+    one, spare = group(units=units), group("b", 100)  # always cut, as a ratio that cuts nothing at all is refused
+    kept = choose(listed(one, spare), rising(one, spare), PruneConfig(ratio=ratio, round_to=1)).get("a", range(units))
     assert math.isclose(len(kept), units * (1 - ratio), abs_tol=1) and len(kept) >= max(1, math.floor(units * (1 - ratio)))
 
 
@@ -97,6 +97,36 @@ def test_bad_input():
     with pytest.raises(BadInput, match="1 blocks cannot be dropped") as error:
         choose(listed(one), rising(one), PruneConfig(drop_blocks=1))
     assert "a model with residual blocks in a list" in str(error.value)
+
+
+def refusal(*given, **options):
+    with pytest.raises(BadInput) as error:
+        choose(listed(*given), rising(*given), PruneConfig(**options))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("compare", ["group", "global"])
+def test_a_ratio_that_rounds_back_to_the_whole_is_refused(compare):
+    told = refusal(group("n"), group("h", 2, "heads", width=16), ratio=0.25, round_to=16, compare=compare)
+    assert "a ratio of 0.25 cuts nothing: rounded up to multiples of 16, all widths are the whole ones again." in told
+    assert 'The widest group, "h", has 2 heads, 32 wide.' in told
+    assert "raise the ratio, or lower round_to" in told
+
+
+def test_kinds_that_the_model_does_not_have_are_refused():
+    told = refusal(group("n"), group("c", 8, "channels"), group("layers", 3, "blocks", blocks=(0, 1, 2)), kinds=("heads",))
+    assert "this model has no heads that can be cut." in told
+    assert "blocks (by drop_blocks) or channels or neurons" in told
+    assert "this model has no channels or heads or neurons that can be cut." in refusal(group("layers", 3, "blocks", blocks=(0, 1, 2)))
+    told = refusal(group("hidden", 16, "channels", exact=False), group("n"), kinds=("channels",))
+    assert "a normalisation averages over all channels that could be cut, so no such cut is exact." in told
+    assert "set through_norms" in told
+
+
+def test_asking_for_nothing_is_no_mistake():
+    groups = (group("n"), group("layers", 3, "blocks", blocks=(0, 1, 2)))
+    assert choose(listed(*groups), rising(*groups), PruneConfig(ratio=0)) == {}
+    assert set(choose(listed(*groups), rising(*groups), PruneConfig(ratio=0.1, round_to=16, drop_blocks=1))) == {"layers"}
 
 
 def test_the_machine_says_what_widths_it_likes():

@@ -16,7 +16,10 @@ WIDE, NARROW = 16, 8
 
 
 def choose(groups: Groups, scores: Mapping[str, torch.Tensor], config: PruneConfig) -> dict[str, list[int]]:
-    """Of every group that is cut, the units that stay: those with the highest scores. Raises BadInput where nothing can be cut, or not so much."""
+    """Of every group that is cut, the units that stay: those with the highest scores.
+
+    Raises BadInput where nothing can be cut, or not so much; a ratio of 0, or a `keep` of whole groups, asks for nothing and gets it.
+    """
     if config.keep:
         kept = {name: best(groups[name], scores[name], _asked(groups[name], count)) for name, count in config.keep.items()}
     else:
@@ -28,6 +31,8 @@ def choose(groups: Groups, scores: Mapping[str, torch.Tensor], config: PruneConf
     kept = {name: units for name, units in kept.items() if len(units) < groups[name].units}
     if config.drop_blocks:
         kept |= _blocks_that_stay(groups, scores, config.drop_blocks)
+    if not kept and not config.keep and config.ratio > 0:
+        raise _nothing_cut(groups, cut, config, multiple)
     return kept
 
 
@@ -48,6 +53,25 @@ def preferred_multiple() -> int:
     from lissome.machine.identity import processor
 
     return WIDE if any("512" in name for name in processor().isa) else NARROW
+
+
+def _nothing_cut(groups: Groups, cut: list[Group], config: PruneConfig, multiple: int) -> BadInput:
+    """Why a config with a ratio leaves the model as it is."""
+    if cut:
+        widest = max(cut, key=lambda group: group.units * group.width)
+        return BadInput(
+            f"a ratio of {config.ratio:g} cuts nothing: rounded up to multiples of {multiple}, all widths are the whole ones again. "
+            f'The widest group, "{widest.name}", has {widest.units} {widest.kind}, {widest.units * widest.width} wide.',
+            do="raise the ratio, or lower round_to",
+        )
+    averaged = sorted({group.kind for group in groups if group.kind in config.kinds and group.kind != "blocks"})
+    if averaged:
+        return BadInput(
+            f"a normalisation averages over all {' and '.join(averaged)} that could be cut, so no such cut is exact.",
+            do="set through_norms to cut them all the same",
+        )
+    there = sorted({"blocks (by drop_blocks)" if group.kind == "blocks" else group.kind for group in groups})
+    return BadInput(f"this model has no {' or '.join(config.kinds) or 'kinds asked for'} that can be cut.", expected=" or ".join(there))
 
 
 def _asked(group: Group, count: int) -> int:
