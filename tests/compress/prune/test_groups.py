@@ -199,6 +199,18 @@ class TestLeftAlone:
             found(Branching(), x=torch.randn(2, 6))
         assert "control flow" in str(error.value)
 
+    def test_a_model_whose_outputs_are_not_finite(self):
+        class Masked(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x).masked_fill(torch.tensor([False, True]), float("-inf"))
+
+        torch.manual_seed(0)
+        with pytest.raises(BadModel, match="2 of the 4 numbers that the model gives for the example are NaN or infinite, so no cut can be checked") as error:
+            found(Masked(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), x=torch.randn(2, 6))
+        assert "a mask can be a large number such as -1e4 instead of -inf" in str(error.value)
+        with pytest.raises(BadModel, match=r'look at the example: its input "x" is not finite itself'):
+            found(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), x=torch.full((2, 6), float("nan")))
+
     def test_asking_for_what_is_not_there(self):
         listed = zoo.found("cnn")[1]
         with pytest.raises(BadInput, match=r'there is no group "stem" to prune\. Did you mean "stem.0"\?'):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lissome.compress.prune import apply, importance
+from lissome.compress.prune import apply, groups, importance
 from lissome.core.errors import BadInput, Diverged
 from lissome.nn.call import call
 from tests.compress.prune import zoo
@@ -94,6 +94,19 @@ def test_activation_of_a_block_is_how_much_it_turns_its_input():
     torch.testing.assert_close(scores["bert.encoder.layer"].float(), torch.stack(expected))
 
 
+def test_activation_takes_what_a_plain_loader_gives():
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(20, 6)
+    listed = groups(module, {"x": x[:2]})
+    pairs = importance(module, listed, "activation", batches=DataLoader(TensorDataset(x, torch.zeros(20, dtype=torch.long)), batch_size=5))
+    named = importance(module, listed, "activation", batches=[{"x": part, "labels": torch.zeros(5)} for part in x.split(5)])
+    assert torch.equal(pairs["0"], named["0"])
+    torch.testing.assert_close(pairs["0"].float(), module[0](x).abs().mean(0))
+
+
 def test_leaves_no_gradient_behind():
     model, listed = found("bert")
     importance(model, listed, "taylor", loss=loss, batches=batches("bert"))
@@ -112,6 +125,11 @@ class TestBadInput:
     def test_no_batches(self):
         assert 'use importance "l2"' in self.refusal("activation")
         assert "it needs batches" in self.refusal("gradient", loss=loss)
+
+    def test_a_batch_of_something_else(self):
+        told = self.refusal("activation", batches=["text"])
+        assert "cannot tell inputs and labels apart in a batch of str." in told
+        assert "a tuple (inputs..., labels), or one tensor" in told
 
     def test_empty(self):
         assert "there are no batches to measure importance on." in self.refusal(loss=loss, batches=[])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lissome.cli.main import run
-from lissome.compress.prune import PruneConfig, groups, prune, prune_to
+from lissome.compress.prune import PruneConfig, apply, choose, groups, importance, prune, prune_to
 from lissome.core.cache import Cache
 from lissome.core.errors import BadInput, BadModel
 from lissome.engines.table import Load
@@ -47,6 +47,17 @@ class TestOneCall:
         smaller = prune(model, PruneConfig(ratio=0.5, round_to=1), zoo.example("cnn"))
         assert smaller.module.stem[0].out_channels == 4
         assert [block.conv1.out_channels for block in smaller.module.blocks] == [4, 8, 16]
+
+    def test_a_module_of_ones_own(self):
+        torch.manual_seed(0)
+        module, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).train(), torch.randn(4, 6)
+        smaller = prune(module, PruneConfig(ratio=0.5, round_to=1), {"x": x})
+        assert smaller.module[0].out_features == 8
+        assert module.training
+        assert module[0].out_features == 16, "the module given is left as it was"
+        listed = groups(module, {"x": x})
+        by_hand = apply(module, listed, choose(listed, importance(module, listed, "l2"), PruneConfig(ratio=0.5, round_to=1)))
+        assert by_hand.fingerprint == smaller.fingerprint
 
     def test_arrays_and_labels_are_an_example_too(self):
         model = zoo.found("bert")[0]
@@ -104,6 +115,7 @@ class TestVerb:
             (["--ratio", "1"], "--ratio: Input should be less than 1"),
             (["--round-to", "0"], "--round-to: Input should be greater than or equal to 1"),
             (["--drop-blocks", "3"], "3 blocks cannot be dropped."),
+            (["--ratio", "0.1", "--round-to", "64"], "a ratio of 0.1 cuts nothing: rounded up to multiples of 64, all widths are the whole ones again."),
         ],
     )
     def test_bad_options(self, folder, tmp_path, capsys, options, expected):

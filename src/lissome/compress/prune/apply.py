@@ -15,18 +15,19 @@ from lissome.compress.prune.groups import Group, Groups
 from lissome.core.errors import BadInput, BadModel
 from lissome.core.model import Architecture, Model, Resize
 from lissome.nn.call import call
-from lissome.nn.load import finished
+from lissome.nn.load import as_model, finished
 from lissome.nn.resize import keep_blocks, replace_tensors, set_size, tensors
 
 Keep = Mapping[str, Sequence[int]]
 
 
-def apply(model: Model, groups: Groups, keep: Keep) -> Model:
+def apply(model: Model | nn.Module, groups: Groups, keep: Keep) -> Model:
     """`model` without the units that `keep` does not name; the model given is left as it was.
 
     groups: of this very model. keep: group -> the units that stay, in any order; groups that are not named stay whole.
     Raises BadInput for a keep that does not fit the groups, BadModel when the smaller model does not run as the original does.
     """
+    model = model if isinstance(model, Model) else as_model(copy.deepcopy(model))
     if groups.fingerprint != model.fingerprint:
         raise BadInput("the groups are of another model, or of this one before it was changed.", where=model.ref, do="groups(model, example) finds them anew")
     kept = {name: _checked(groups[name], units) for name, units in keep.items()}

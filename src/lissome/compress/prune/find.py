@@ -14,27 +14,32 @@ from lissome.compress.prune.apply import cut
 from lissome.compress.prune.blocks import block_groups
 from lissome.compress.prune.flow import Flow, trace
 from lissome.compress.prune.groups import Group, Groups, LeftAlone, unit_groups
+from lissome.core.errors import BadModel
 from lissome.core.model import Model
 from lissome.nn.call import accepted, call
 from lissome.nn.factory import first_line
+from lissome.nn.load import as_model
 from lissome.nn.resize import tensors
 
 CLOSE = 1e-3
 """Relative L2 distance of outputs up to which a model without a unit and one with the unit at zero are the same: float32 in another order of sums."""
 
+UNMASK = "find what makes them so; a mask can be a large number such as -1e4 instead of -inf"
 
-def groups(model: Model, example: Mapping[str, Any]) -> Groups:
+
+def groups(model: Model | nn.Module, example: Mapping[str, Any]) -> Groups:
     """The groups of units that can be removed from `model`, and what cannot be, with the reason.
 
-    example: a batch of named inputs (arrays or tensors), as a task's `collate` gives it. Raises BadModel when the model cannot be traced.
+    example: a batch of named inputs (arrays or tensors), as a task's `collate` gives it. Raises BadModel when the model cannot be traced, or gives
+    something that is not finite.
     """
+    model = model if isinstance(model, Model) else as_model(copy.deepcopy(model))
     module = model.module
     inputs = _inputs(module, example)
+    shape = _finite_shape(module, inputs)
     program = trace(module, inputs)
     units, left = unit_groups(module, Flow(module, program))
     blocks, needed = block_groups(module, program, inputs)
-    with torch.no_grad():
-        shape = tuple(call(module, inputs).shape)
     working, refused = _tried(module, inputs, units)
     total = sum(weight.numel() for weight in module.parameters())
     return Groups((*working, *blocks), (*left, *needed, *refused), total, model.fingerprint, inputs, shape)
@@ -59,6 +64,22 @@ def silenced(module: nn.Module, cuts: Sequence[tuple[Group, Sequence[int]]]) -> 
 def _inputs(module: nn.Module, example: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     tensors_of = {name: torch.as_tensor(value) for name, value in example.items()}
     return {name: tensors_of[name] for name in accepted(module, tuple(tensors_of))}
+
+
+def _finite_shape(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """Shape of the model's output. Raises BadModel where it is not finite: no cut could then be told from the model that was not cut."""
+    with torch.no_grad():
+        output = call(module, inputs)
+    wrong = int((~torch.isfinite(output)).sum())
+    if wrong:
+        given = next((name for name, value in inputs.items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
+        do = f'look at the example: its input "{given}" is not finite itself' if given else UNMASK
+        raise BadModel(
+            f"{wrong} of the {output.numel()} numbers that the model gives for the example are NaN or infinite, so no cut can be checked.",
+            expected="finite outputs",
+            do=do,
+        )
+    return tuple(output.shape)
 
 
 def _tried(module: nn.Module, inputs: Mapping[str, torch.Tensor], found: Sequence[Group]) -> tuple[list[Group], list[LeftAlone]]:

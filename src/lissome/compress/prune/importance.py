@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lissome.compress.batches import forward
 from lissome.compress.prune.blocks import calls, skipped
 from lissome.compress.prune.config import Importance
 from lissome.compress.prune.groups import Group, Groups, Member
 from lissome.core.errors import BadInput, Diverged
 from lissome.core.model import Model
-from lissome.nn.call import call
 from lissome.nn.resize import tensors
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Scores = dict[str, torch.Tensor]
 
 
-def importance(model: Model, groups: Groups, method: Importance, *, loss: Loss | None = None, batches: Iterable[Any] | None = None) -> Scores:
+def importance(model: Model | nn.Module, groups: Groups, method: Importance, *, loss: Loss | None = None, batches: Iterable[Any] | None = None) -> Scores:
     """A score of every unit of every group: float64 [units], larger for what matters more. The model given is left as it was.
 
     l1, l2: norm of the unit's weights, over all slices that go with it (Li et al. 2017).
@@ -30,10 +30,10 @@ def importance(model: Model, groups: Groups, method: Importance, *, loss: Loss |
     taylor: sum of |weight x gradient|, a first-order estimate of how the loss changes without the unit (Molchanov et al. 2019).
     activation: mean |output| of the unit; of a block, one minus the cosine between its input and output (Men et al. 2024, ShortGPT).
     Of a block, gradient and taylor give how much the loss rises without it, measured: a whole block is too large a change for a first-order estimate.
-    loss(module, batch) gives a scalar; gradient and taylor need it. batches: for all but l1 and l2. Without a loss, batches are named inputs.
-    Raises BadInput where one is missing, Diverged when a score is not finite.
+    loss(module, batch) gives a scalar; gradient and taylor need it. batches: for all but l1 and l2; without a loss they are named inputs, with or
+    without `labels`, or tuples (inputs..., labels). Raises BadInput where one is missing or cannot be read, Diverged when a score is not finite.
     """
-    module = copy.deepcopy(model.module).eval()
+    module = copy.deepcopy(model.module if isinstance(model, Model) else model).eval()
     if method in ("l1", "l2"):
         values = {name: weight.detach().double().abs() ** (1 if method == "l1" else 2) for name, weight in _weights(module).items()}
         scores = {group.name: _summed(group, values) for group in groups}
@@ -116,7 +116,7 @@ def _activations(module: nn.Module, groups: Groups, loss: Loss | None, batches: 
             if loss is not None:
                 loss(module, batch)
             else:
-                call(module, {name: torch.as_tensor(value) for name, value in batch.items()})
+                forward(module, batch)
         for group in groups:
             total[group.name] += _influence(group, seen) if group.blocks else _loudness(group, seen)
         count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lissome.compress.prune.apply import apply
 from lissome.compress.prune.choose import choose
@@ -23,25 +25,29 @@ from lissome.core.errors import BadModel
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.data import load_task
-from lissome.nn.load import load_model, save_model
+from lissome.nn.load import as_model, load_model, save_model
 from lissome.train.batches import LABELS, Batches
 from lissome.train.finetune import classification_loss, score_of
 
 RECORD = "prune.json"
 
 
-def prune(model: Model, config: PruneConfig, example: Mapping[str, Any], *, loss: Loss | None = None, batches: Iterable[Any] | None = None) -> Model:
+def prune(
+    model: Model | nn.Module, config: PruneConfig, example: Mapping[str, Any], *, loss: Loss | None = None, batches: Iterable[Any] | None = None
+) -> Model:
     """A smaller copy of `model`, in eval mode; the model given is left as it was.
 
     example: a batch of named inputs, by which the model is traced and the result is checked. loss, batches: as `importance` needs them.
-    `groups(model, example)` tells what can be cut and what cannot. Raises BadModel when nothing can be cut or the model cannot be traced.
+    `groups(model, example)` tells what can be cut and what cannot. Raises BadModel when nothing can be cut or the model cannot be traced, BadInput
+    when `config` would leave everything as it is.
     """
+    model = model if isinstance(model, Model) else as_model(copy.deepcopy(model))
     found = groups(model, example)
     return apply(model, found, keep_for(model, found, config, loss=loss, batches=batches))
 
 
 def keep_for(model: Model, found: Groups, config: PruneConfig, *, loss: Loss | None = None, batches: Iterable[Any] | None = None) -> dict[str, list[int]]:
-    """Of every group that `config` cuts, the units that stay. Raises BadModel when nothing can be cut."""
+    """Of every group that `config` cuts, the units that stay. Raises BadModel when nothing can be cut, BadInput when `config` cuts nothing."""
     if not found.groups:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in found.left[:3])
         raise BadModel(f"nothing in this model can be pruned. {reasons}", where=model.ref)
