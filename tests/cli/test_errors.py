@@ -226,6 +226,7 @@ def test_the_command_line_is_frozen():
             "--output",
             "--percentile",
             "--precision",
+            "--sensitivity",
             "--smooth",
             "--spare",
             "--task",

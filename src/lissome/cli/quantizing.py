@@ -34,6 +34,9 @@ def quantize(
     method: Annotated[str, typer.Option(help=f"{METHODS}.")] = "mse",
     percentile: Annotated[float, typer.Option(help="For --method percentile: share of values kept on each side.")] = 99.99,
     adaptive_layers: Annotated[bool, typer.Option("--adaptive-layers", "--adaptive_layers", help="Leave the most sensitive layers in bf16.")] = False,
+    sensitivity: Annotated[
+        str, typer.Option(help="How --adaptive-layers ranks layers: divergence (measured) or gradient (estimated, one pass).")
+    ] = "divergence",
     spare: Annotated[float | None, typer.Option(help="How many --adaptive-layers leaves: a share below 1, or a number. By default 0.1.")] = None,
     layer: Annotated[
         list[str] | None,
@@ -53,7 +56,15 @@ def quantize(
     if spare is not None and not adaptive_layers:
         raise BadInput("--spare says how many layers --adaptive-layers leaves, which was not given.", do="give both, or neither")
     kept = (0.1 if spare is None else spare) if adaptive_layers else 0
-    options = {"precision": precision, "method": method, "percentile": percentile, "smooth": smooth, "group": group, "adaptive_layers": kept}
+    options = {
+        "precision": precision,
+        "method": method,
+        "percentile": percentile,
+        "smooth": smooth,
+        "group": group,
+        "adaptive_layers": kept,
+        "sensitivity": sensitivity,
+    }
     data = {"bias_correction": bias_correction, "least_examples": least_examples}
     config = configured(QuantizeConfig, "quantisation", **options, **data)
     config = config.model_copy(update={"layers": exceptions(layer or [], config.group)})

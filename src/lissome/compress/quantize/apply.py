@@ -17,7 +17,7 @@ from lissome.compress.quantize.calibrate import Point, calibrate, extremes
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.correct import bias_of, correct_biases
 from lissome.compress.quantize.equalise import absorb_norms, folds, smooth
-from lissome.compress.quantize.sensitivity import sensitivity, weight_errors
+from lissome.compress.quantize.sensitivity import perturbations, sensitivity, weight_errors
 from lissome.compress.quantize.simulate import KINDS, simulate
 from lissome.compress.quantize.weights import weight_scales
 from lissome.compress.quantize.wiring import NOTHING, RELU, Node, Wiring, feeds_only, trace
@@ -66,7 +66,8 @@ def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, bat
     measured: Mapping[str, float] = {}
     if config.adaptive_layers:
         if data is not None:
-            measured = sensitivity(module, data, quantization, scales, config.sensitivity_examples, progress)
+            measure = perturbations if config.sensitivity == "gradient" else sensitivity
+            measured = measure(module, data, quantization, scales, config.sensitivity_examples, progress)
         else:
             measured = weight_errors(module, quantization, scales)
             notes.append("there are no calibration examples, so layers were ranked by how much rounding changes their weights, not the outputs")

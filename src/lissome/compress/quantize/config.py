@@ -29,7 +29,8 @@ class QuantizeConfig(Config):
     group, symmetric: of weight-only layers, see LayerQuant. reduce_range: 7-bit weights, for CPUs whose int8 products saturate.
     layers: exceptions by layer name; a name with * or ? is a pattern, and the last that fits counts.
     adaptive_layers: how many of the most sensitive layers are spared: a share below 1, or a number. adaptive_precision: what they are left in.
-    sensitivity_examples: calibration examples on which that sensitivity is taken.
+    sensitivity: how a layer's is found: the divergence of the outputs when it alone is rounded, measured layer by layer, or its estimate from gradients,
+    which takes one pass for all layers. sensitivity_examples: calibration examples on which it is taken.
     smallest: layers with fewer weights stay in float: they cost nothing. least_examples: fewer calibration examples than this are refused.
     """
 
@@ -44,6 +45,7 @@ class QuantizeConfig(Config):
     layers: Mapping[str, LayerQuant] = {}
     adaptive_layers: float = Field(default=0, ge=0)
     adaptive_precision: Literal["bf16", "fp32"] = "bf16"
+    sensitivity: Literal["divergence", "gradient"] = "divergence"
     sensitivity_examples: int = Field(default=64, ge=1)
     smallest: int = Field(default=1024, ge=1)
     least_examples: int = Field(default=8, ge=1)
