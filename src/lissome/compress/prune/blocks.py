@@ -99,7 +99,8 @@ def _has_shortcut(program: torch.export.ExportedProgram, block: str) -> bool:
     shapes = {node.meta["val"].shape for node in waiting if isinstance(node.meta.get("val"), torch.Tensor)}
     while waiting:
         node = waiting.pop()
-        if operation(node) in MIXING or operation(node).startswith("conv"):
+        own = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten"  # what it does is not known, so it may mix
+        if own or operation(node) in MIXING or operation(node).startswith("conv"):
             continue
         for source in node.all_input_nodes:
             made = source.op == "call_function" or source.name in program.graph_signature.user_inputs

@@ -12,8 +12,9 @@ from torch import nn
 
 from lissome.compress.prune.apply import cut
 from lissome.compress.prune.blocks import block_groups
-from lissome.compress.prune.flow import Flow, trace
+from lissome.compress.prune.flow import Flow
 from lissome.compress.prune.groups import Group, Groups, LeftAlone, unit_groups
+from lissome.compress.prune.trace import trace
 from lissome.core.errors import BadModel
 from lissome.core.model import Model
 from lissome.nn.call import accepted, call
@@ -30,19 +31,20 @@ UNMASK = "find what makes them so; a mask can be a large number such as -1e4 ins
 def groups(model: Model | nn.Module, example: Mapping[str, Any]) -> Groups:
     """The groups of units that can be removed from `model`, and what cannot be, with the reason.
 
-    example: a batch of named inputs (arrays or tensors), as a task's `collate` gives it. Raises BadModel when the model cannot be traced, or gives
-    something that is not finite.
+    example: a batch of named inputs (arrays or tensors), as a task's `collate` gives it. Layers that cannot be traced are left alone. Raises
+    BadModel when the model's own code cannot be, or gives something that is not finite.
     """
     model = model if isinstance(model, Model) else as_model(copy.deepcopy(model))
     module = model.module
     inputs = _inputs(module, example)
     shape = _finite_shape(module, inputs)
-    program = trace(module, inputs)
-    units, left = unit_groups(module, Flow(module, program))
+    program, opaque = trace(module, inputs)
+    alone = [LeftAlone(name, 1, reason) for name, reason in opaque.items()]
+    units, left = unit_groups(module, Flow(module, program, opaque))
     blocks, needed = block_groups(module, program, inputs)
     working, refused = _tried(module, inputs, units)
     total = sum(weight.numel() for weight in module.parameters())
-    return Groups((*working, *blocks), (*left, *needed, *refused), total, model.fingerprint, inputs, shape)
+    return Groups((*working, *blocks), (*alone, *left, *needed, *refused), total, model.fingerprint, inputs, shape)
 
 
 def silenced(module: nn.Module, cuts: Sequence[tuple[Group, Sequence[int]]]) -> nn.Module:

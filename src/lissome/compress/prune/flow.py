@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ import torch
 from torch import fx, nn
 
 from lissome.compress.prune.axes import Axis
-from lissome.core.errors import BadModel
-from lissome.nn.call import Positional, accepted
 from lissome.nn.resize import tensors
 
 INPUT, OUTPUT, POSITION = "it is the model's input", "it is the model's output", "it counts positions"
@@ -42,11 +40,11 @@ class Flow:
     """What is known of a model's dimensions.
 
     weights: parameter or saved buffer -> its axes. produced: in the order of execution. bound: attributes that hold sizes.
-    known: of each node of the graph, the axes of its tensor, or a list of them for several.
+    known: of each node of the graph, the axes of its tensor, or a list of them for several. opaque: layers that the graph does not show.
     """
 
-    def __init__(self, module: nn.Module, program: torch.export.ExportedProgram):
-        self.module, self.program = module, program
+    def __init__(self, module: nn.Module, program: torch.export.ExportedProgram, opaque: Collection[str] = ()):
+        self.module, self.program, self.opaque = module, program, opaque
         self.weights: dict[str, list[Axis]] = {}
         self.produced: list[Produced] = []
         self.bound: list[Bound] = []
@@ -112,7 +110,7 @@ class Flow:
         for name, tensor in tensors(self.module).items():
             axes = byid.setdefault(id(tensor), [Axis(size) for size in tensor.shape])
             first = storages.setdefault(tensor.untyped_storage().data_ptr() if tensor.numel() else id(tensor), name)
-            reason = _untouchable(self.module, name)
+            reason = _untouchable(self.module, name, self.opaque)
             if first != name and found[first] is not axes:
                 reason = f"it shares its memory with {first}"
                 for axis in found[first]:
@@ -123,28 +121,6 @@ class Flow:
             if name not in self.weights and not any(held is axes for held in self.weights.values()):
                 self.weights[name] = axes
         return found
-
-
-def trace(module: nn.Module, example: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
-    """The graph of one call, its sizes as numbers: a dimension is followed by its size, so none may be left free.
-
-    Raises BadModel with torch's reason when the module cannot be traced.
-    """
-    names = accepted(module, tuple(example))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused encoder layer would hide all that is in it
-    try:
-        with torch.no_grad():
-            return torch.export.export(Positional(module, names), tuple(example[name] for name in names), strict=False)
-    except Exception as error:  # whatever the model's own code or torch's tracer raises
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BadModel(
-            f"the model cannot be traced, so nothing in it can be pruned: {reason[:300]}",
-            expected="a forward without control flow that depends on data",
-            do="remove it, or prune the part of the model that is without it",
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def scope(node: fx.Node) -> str:
@@ -172,11 +148,14 @@ def constant(node: fx.Node, reason: str) -> Any:
     return [one(part) for part in value] if isinstance(value, tuple | list) else one(value)
 
 
-def _untouchable(module: nn.Module, name: str) -> str | None:
+def _untouchable(module: nn.Module, name: str, opaque: Collection[str]) -> str | None:
     """Why the layers around a tensor do not let it be pruned."""
     path = name.split(".")[:-1]
     for depth in range(1, len(path) + 1):
-        layer = module.get_submodule(".".join(path[:depth]))
+        around = ".".join(path[:depth])
+        layer = module.get_submodule(around)
+        if around in opaque:
+            return f"the layer {around} uses it, which cannot be traced"
         if isinstance(layer, nn.MultiheadAttention):
             return "torch's MultiheadAttention takes the width of a head from that of its input"
     return None

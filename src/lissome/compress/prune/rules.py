@@ -10,6 +10,7 @@ from torch import fx
 
 from lissome.compress.prune.axes import Axis, unify
 from lissome.compress.prune.flow import CONSTANT, POSITION, Flow, constant, operation
+from lissome.compress.prune.trace import untraced
 
 Arguments = Mapping[str, Any]
 
@@ -37,12 +38,14 @@ def first(a: Arguments) -> Any:
 
 
 def unknown(flow: Flow, node: fx.Node) -> Any:
-    """Nothing that goes in or comes out is pruned. What gives no tensor (an assertion, a size) changes nothing."""
-    if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list) and isinstance(node.target, torch._ops.OpOverload):
+    """Nothing that goes in or comes out is pruned. What gives no tensor and writes into none (an assertion, a size) changes nothing."""
+    writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if not writes and not isinstance(node.meta.get("val"), torch.Tensor | tuple | list) and isinstance(node.target, torch._ops.OpOverload):
         return []
-    name = operation(node) or str(node.target)
+    layer, name = untraced(node), operation(node) or str(node.target).removesuffix(".default")
     inputs = [axis for source in node.all_input_nodes for axis in _flat(flow.known.get(source, []))]
-    reason = f"it reaches the operation {name}, which pruning does not follow" if inputs else CONSTANT
+    reached = f"the layer {layer}, which cannot be traced" if layer else f"the operation {name}, which pruning does not follow"
+    reason = f"it reaches {reached}" if inputs else CONSTANT
     for axis in inputs:
         axis.keep(reason)
     return constant(node, reason)
