@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lissome.compress.prune import PruneConfig, apply, choose
+from lissome.core.errors import BadInput
 from lissome.core.manifest import Option
 from lissome.core.model import Model
 from lissome.core.task import Split
@@ -45,7 +46,10 @@ def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, R
     base = Option(engine=plan.option.engine, precision=plan.option.precision, padding=plan.option.padding)
 
     def at(ratio: float) -> Model:
-        return apply(bench.model, structure.groups, choose(structure.groups, scores, PruneConfig(ratio=ratio)))
+        try:
+            return apply(bench.model, structure.groups, choose(structure.groups, scores, PruneConfig(ratio=ratio)))
+        except BadInput:  # so small a share that every width is rounded back to whole
+            return bench.model
 
     def times(ratio: float) -> float:
         """Latency over the plan's, round by round in one interleaved run."""
