@@ -14,9 +14,6 @@ drop on the validation split with its one-sided bounds, as the tables of `optimi
 
 from __future__ import annotations
 
-import argparse
-import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +22,17 @@ import numpy as np
 from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.manifest import Option
-from lissome.core.measurement import Measurement
-from lissome.core.progress import Progress, terminal
+from lissome.core.progress import Progress
 from lissome.engines.measure import Subject, measure, speedup
 from lissome.export.forms import build_form, form_bytes
-from lissome.machine.versions import versions
 from lissome.optimize.bench import Bench, make_bench
 from lissome.optimize.demo import sentiment
 from lissome.optimize.describe import drop_on_validation
 from lissome.optimize.solve import solve
 from lissome.optimize.survey import survey
 from lissome.optimize.tables import Row
-from lissome.report.markdown import markdown_table, update_marked_block
+from lissome.report.markdown import markdown_table
+from publishing import made_on, on, options, plain, publish, spread
 
 TOKENS = 32
 CALLS = {1: 16, 32: 3}
@@ -84,7 +80,7 @@ def run(rounds: int, progress: Progress) -> dict[str, Any]:
     from lissome.machine.identity import identify
 
     machine = identify()
-    document: dict[str, Any] = {"machine": machine.fingerprint, "cpu": machine.cpu, "versions": versions(), "noise": {}, "rows": []}
+    document: dict[str, Any] = on(machine) | {"noise": {}, "rows": []}
     for size in CALLS:
         bench = make_bench(model, task, Contract(max_drop="1%", batch=size), machine, cache, progress)
         chosen, rows = lissomes_choice(bench)
@@ -112,11 +108,6 @@ def run(rounds: int, progress: Progress) -> dict[str, Any]:
     return document
 
 
-def plain(figure: Measurement | None) -> dict[str, Any] | None:
-    """A figure as the schema has it."""
-    return None if figure is None else {"value": figure.value, "low": figure.low, "high": figure.high, "unit": figure.unit, "n": figure.n}
-
-
 def table(document: dict[str, Any]) -> str:
     """The rows as one Markdown table a batch size, with the machine and its noise below."""
     parts = []
@@ -125,8 +116,8 @@ def table(document: dict[str, Any]) -> str:
         shown = [
             [
                 f"{row['name']} ({row['plan']})" if row["name"] == "lissome" else row["name"],
-                "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row["latency_p50"]),
-                "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row["speedup"]),
+                spread(row["latency_p50"]),
+                spread(row["speedup"]),
                 f"{row['memory_mb']:.0f}",
                 f"{row['size_mb']:.1f}",
                 "" if row["drop_pt"] is None else "{value:.2f} (<= {high:.2f})".format(**row["drop_pt"]),
@@ -135,23 +126,15 @@ def table(document: dict[str, Any]) -> str:
         ]
         headers = ["way", "latency p50, ms", "times torch fp32", "peak memory, MB", "size, MB", "drop, pt (bound)"]
         parts.append(f"Batch {size}, {TOKENS} tokens. {noise}\n\n{markdown_table(shown, headers)}")
-    used = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    return "\n\n".join([*parts, f"{document['cpu']}, {document['machine']}, {document['created'][:10]}. {used}."])
+    return "\n\n".join([*parts, made_on(document)])
 
 
 def main() -> None:
     """Run, print, and write the table into the docs when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the JSON document instead of the table")
-    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- encoder --> markers to write the table into")
+    parser = options(__doc__, "encoder")
     parser.add_argument("--rounds", type=int, default=21)
     given = parser.parse_args()
-    with terminal() as progress:
-        document = run(given.rounds, progress)
-    document["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    print(json.dumps(document, indent=1) if given.json else table(document))
-    if given.write:
-        update_marked_block(given.write, "encoder", table(document))
+    publish(given, lambda progress: run(given.rounds, progress), table)
 
 
 if __name__ == "__main__":

@@ -17,37 +17,33 @@ at 95 % each. best_peer: the fastest peer that keeps the limit on accuracy. seco
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from baselines import accuracy_controlled, uniformly_pruned
-from encoder import plain
 from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.errors import LissomeError
 from lissome.core.manifest import Option
 from lissome.core.model import Model
-from lissome.core.progress import Progress, terminal
-from lissome.core.statistics import DropTest, certify_drop
+from lissome.core.progress import Progress
+from lissome.core.statistics import certify_drop
 from lissome.core.task import Task
 from lissome.engines.measure import measure, speedup
 from lissome.export.forms import form_bytes
 from lissome.machine.identity import identify
-from lissome.machine.versions import versions
 from lissome.optimize.bench import Bench, make_bench, outputs
 from lissome.optimize.demo import sentiment
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.run import Optimized, optimize
 from lissome.optimize.tables import Row, built, subject
-from lissome.report.markdown import markdown_table, update_marked_block
+from lissome.report.markdown import markdown_table
+from publishing import made_on, on, options, plain, points, publish, spread
 from vision_models import mnist
 
 PEERS = [
@@ -80,7 +76,7 @@ CASES = {
 def run(names: list[str], rounds: int, warm: bool, progress: Progress) -> dict[str, Any]:
     """The whole benchmark as its JSON document."""
     shared, machine = Cache(), identify()
-    document: dict[str, Any] = {"machine": machine.fingerprint, "cpu": machine.cpu, "versions": versions(), "contracts": []}
+    document: dict[str, Any] = on(machine) | {"contracts": []}
     for name in names:
         case = CASES[name]
         model, task = case.make(shared, progress)
@@ -163,11 +159,6 @@ def compare(bench: Bench, result: Optimized, rounds: int, scratch: Path) -> dict
     return compared
 
 
-def points(drop: DropTest) -> dict[str, Any]:
-    """A drop in points, as the schema has figures."""
-    return {"value": 100 * drop.drop, "low": 100 * drop.low, "high": 100 * drop.upper, "unit": "pt", "n": drop.n}
-
-
 def _uniform(bench: Bench, result: Optimized, plan: Row) -> tuple[str, Row] | None:
     try:
         return uniformly_pruned(bench, result, plan)
@@ -197,12 +188,12 @@ def table(document: dict[str, Any]) -> str:
         rows = [
             [
                 row["name"],
-                _spread(row["latency_p50"]),
-                _spread(row["speedup"]),
+                spread(row["latency_p50"]),
+                spread(row["speedup"]),
                 f"{row['memory_mb']:.0f}",
                 f"{row['size_mb']:.2f}",
                 f"{row['score']:.2f}",
-                _spread(row["drop_pt"]),
+                spread(row["drop_pt"]),
                 "" if row["minutes"] is None else f"{row['minutes']:.1f}",
             ]
             for row in one["rows"]
@@ -215,34 +206,22 @@ def table(document: dict[str, Any]) -> str:
             f"A second contract for the same model: {one['second']['verdict']} in {one['second']['seconds']:.0f} s.",
         ]
         if one["ahead_of_best"]:
-            said.append(f"Ahead of the fastest peer that keeps the limit on accuracy ({one['best_peer']}): {_spread(one['ahead_of_best'])} x.")
+            said.append(f"Ahead of the fastest peer that keeps the limit on accuracy ({one['best_peer']}): {spread(one['ahead_of_best'])} x.")
         if one["gain_over_uniform_pt"]:
-            said.append(f"More accurate than the same cut everywhere by {_spread(one['gain_over_uniform_pt'])} pt.")
+            said.append(f"More accurate than the same cut everywhere by {spread(one['gain_over_uniform_pt'])} pt.")
         headers = ["way", "latency p50, ms", "times torch fp32", "peak memory, MB", "size, MB", "test score, %", "drop on test, pt", "minutes"]
         parts.append(f"{' '.join(said)}\n\n{one['noise']}\n\n{markdown_table(rows, headers)}")
-    used = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    return "\n\n".join([*parts, f"{document['cpu']}, {document['machine']}, {document['created'][:10]}. {used}."])
-
-
-def _spread(figure: dict[str, Any]) -> str:
-    return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**figure)
+    return "\n\n".join([*parts, made_on(document)])
 
 
 def main() -> None:
     """Run, print, and write the table into the docs when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "planner")
     parser.add_argument("contracts", nargs="+", choices=sorted(CASES))
-    parser.add_argument("--json", action="store_true", help="print the JSON document instead of the table")
-    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- planner --> markers to write the table into")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--warm", action="store_true", help="use what earlier runs left in lissome's cache; minutes then say less than a first run takes")
     given = parser.parse_args()
-    with terminal() as progress:
-        document = run(given.contracts, given.rounds, given.warm, progress)
-    document["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    print(json.dumps(document, indent=1) if given.json else table(document))
-    if given.write:
-        update_marked_block(given.write, "planner", table(document))
+    publish(given, lambda progress: run(given.contracts, given.rounds, given.warm, progress), table)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,7 @@ JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "version
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from lissome.compress.quantize.apply import quantize
@@ -23,17 +19,17 @@ from lissome.compress.quantize.task import calibration, qat_for_task
 from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.manifest import Option
-from lissome.core.progress import Progress, terminal
+from lissome.core.progress import Progress
 from lissome.core.quantization import Quantized
 from lissome.core.statistics import certify_drop
 from lissome.export.forms import form_bytes
 from lissome.machine.identity import identify
-from lissome.machine.versions import versions
 from lissome.optimize.bench import formed, make_bench, outputs, vary
 from lissome.optimize.demo import sentiment
 from lissome.optimize.options import ORIGINAL
-from lissome.report.markdown import markdown_table, update_marked_block
+from lissome.report.markdown import markdown_table
 from lissome.train.config import TrainConfig
+from publishing import made_on, on, options, points, publish, spread
 
 WAYS = {
     "int8 static": QuantizeConfig(method="mse"),
@@ -61,9 +57,8 @@ def run(progress: Progress) -> dict[str, Any]:
         form = formed(home, MIXED)
         after = task.score(outputs(home, MIXED, form, "test", as_deployed=True, anew=True), targets)
         drop = certify_drop(before, after, 0.01, 0.95, task.exact)
-        figure = {"value": 100 * drop.drop, "low": 100 * drop.low, "high": 100 * drop.upper, "unit": "pt", "n": drop.n}
         size = form_bytes(form)
-        row = {"score": 100 * float(after.mean()), "drop_pt": figure, "size_mb": size / 1e6, "smaller": whole / size, "minutes": seconds / 60}
+        row = {"score": 100 * float(after.mean()), "drop_pt": points(drop), "size_mb": size / 1e6, "smaller": whole / size, "minutes": seconds / 60}
         rows.append({"name": name, **row})
 
     for name, config in WAYS.items():
@@ -72,7 +67,7 @@ def run(progress: Progress) -> dict[str, Any]:
         judged(f"{name}, calibrated", start, time.perf_counter() - begun)
         begun = time.perf_counter()
         judged(f"{name}, trained for an epoch", qat_for_task(model, start, task, LESSON, cache, progress), time.perf_counter() - begun)
-    return {"machine": machine.fingerprint, "cpu": machine.cpu, "versions": versions(), "rows": rows}
+    return on(machine) | {"rows": rows}
 
 
 def table(document: dict[str, Any]) -> str:
@@ -81,30 +76,20 @@ def table(document: dict[str, Any]) -> str:
         [
             row["name"],
             f"{row['score']:.2f}",
-            "" if row["drop_pt"] is None else "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row["drop_pt"]),
+            spread(row["drop_pt"]),
             f"{row['size_mb']:.1f}",
             f"{row['smaller']:.1f}",
             f"{row['minutes']:.1f}",
         ]
         for row in document["rows"]
     ]
-    used = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     headers = ["way", "test score, %", "drop, pt", "size, MB", "times smaller", "minutes to make"]
-    return f"{markdown_table(shown, headers)}\n\n{document['cpu']}, {document['machine']}, {document['created'][:10]}. {used}."
+    return f"{markdown_table(shown, headers)}\n\n{made_on(document)}"
 
 
 def main() -> None:
     """Run, print, and write the table into the docs when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the JSON document instead of the table")
-    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- quantization --> markers to write the table into")
-    given = parser.parse_args()
-    with terminal() as progress:
-        document = run(progress)
-    document["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    print(json.dumps(document, indent=1) if given.json else table(document))
-    if given.write:
-        update_marked_block(given.write, "quantization", table(document))
+    publish(options(__doc__, "quantization").parse_args(), run, table)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,10 @@ share of its accuracy on the test split, with one-sided bounds at 95 % each.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import time
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from encoder import plain
 from lissome.compress.distill.config import DistillConfig, DistillTaskConfig
 from lissome.compress.distill.task import distil_for_task
 from lissome.compress.prune import PruneConfig, apply, choose, groups, importance
@@ -30,18 +25,18 @@ from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.manifest import Option
 from lissome.core.model import Model
-from lissome.core.progress import Progress, terminal
+from lissome.core.progress import Progress
 from lissome.core.statistics import certify_drop
 from lissome.engines.measure import measure, speedup
 from lissome.machine.identity import identify
-from lissome.machine.versions import versions
 from lissome.optimize.bench import Bench, make_bench, outputs, vary
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import built, subject
-from lissome.report.markdown import markdown_table, update_marked_block
+from lissome.report.markdown import markdown_table
 from lissome.train.batches import Batches
 from lissome.train.config import TrainConfig
 from lissome.train.finetune import classification_loss
+from publishing import made_on, on, options, plain, publish, spread
 from vision_models import resnet50
 
 PARAMETERS = 8.7e6
@@ -104,10 +99,7 @@ def run(rounds: int, progress: Progress) -> dict[str, Any]:
                 "kept_pct": {"value": 100 * (1 - drop.drop), "low": 100 * (1 - drop.upper), "high": 100 * (1 - drop.low), "unit": "%", "n": drop.n},
             }
         )
-    return {
-        "machine": machine.fingerprint,
-        "cpu": machine.cpu,
-        "versions": versions(),
+    return on(machine) | {
         "parameters_before": parameters(model),
         "parameters_after": parameters(cut),
         "share": share,
@@ -122,36 +114,27 @@ def table(document: dict[str, Any]) -> str:
     shown = [
         [
             row["name"],
-            "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row["latency_p50"]),
-            "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row["speedup"]),
+            spread(row["latency_p50"]),
+            spread(row["speedup"]),
             f"{row['memory_mb']:.0f}",
             f"{row['size_mb']:.1f}",
             f"{row['score']:.2f}",
-            "{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["kept_pct"]),
+            spread(row["kept_pct"], 1),
         ]
         for row in document["rows"]
     ]
     before, after = (f"{document[f'parameters_{when}'] / 1e6:.1f}M" for when in ("before", "after"))
     text = f"{before} -> {after} parameters: {document['share']:.0%} of every layer's channels cut, then taught; {document['minutes']:.0f} min in all."
     headers = ["way", "latency p50, ms", "times torch fp32", "peak memory, MB", "size, MB", "test score, %", "accuracy kept, %"]
-    used = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    machine = f"{document['cpu']}, {document['machine']}, {document['created'][:10]}. {used}."
-    return f"{text} {document['noise']}\n\n{markdown_table(shown, headers)}\n\n{machine}"
+    return f"{text} {document['noise']}\n\n{markdown_table(shown, headers)}\n\n{made_on(document)}"
 
 
 def main() -> None:
     """Run, print, and write the table into the docs when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the JSON document instead of the table")
-    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- resnet50 --> markers to write the table into")
+    parser = options(__doc__, "resnet50")
     parser.add_argument("--rounds", type=int, default=21)
     given = parser.parse_args()
-    with terminal() as progress:
-        document = run(given.rounds, progress)
-    document["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    print(json.dumps(document, indent=1) if given.json else table(document))
-    if given.write:
-        update_marked_block(given.write, "resnet50", table(document))
+    publish(given, lambda progress: run(given.rounds, progress), table)
 
 
 if __name__ == "__main__":

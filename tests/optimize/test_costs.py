@@ -16,7 +16,7 @@ from lissome.engines.measure import Result, Subject
 from lissome.engines.process import EngineFailed
 from lissome.machine.identity import identify
 from lissome.nn.load import load_model
-from lissome.optimize import costs
+from lissome.optimize import costs, tables
 from lissome.optimize.bench import make_bench
 from lissome.optimize.sensitivity import probe_of
 from lissome.optimize.structure import structure_of
@@ -47,22 +47,22 @@ def holding(room, ran):
 @pytest.mark.parametrize(("room", "runs"), [(9, [5]), (3, [5, 3]), (2, [5, 4, 3, 2])])
 def test_what_memory_does_not_hold_at_once_is_timed_in_turns(bench, monkeypatch, room, runs):
     ran = []
-    monkeypatch.setattr(costs, "timed", holding(room, ran))
-    pairs = costs.results_of(bench, [Row(ORT) for _ in range(5)])
+    monkeypatch.setattr(tables, "timed", holding(room, ran))
+    pairs = tables.side_by_side(bench, [Row(ORT) for _ in range(5)])
     assert ran == runs
     assert not any(pair.own.failed for pair in pairs)
     assert pairs[0].own is pairs[0].first
 
 
 def test_what_never_fits_is_said_to_have_failed(bench, monkeypatch):
-    monkeypatch.setattr(costs, "timed", holding(1, []))
-    assert [pair.own.failed for pair in costs.results_of(bench, [Row(ORT), Row(ORT)])] == [None, "no room"]
+    monkeypatch.setattr(tables, "timed", holding(1, []))
+    assert [pair.own.failed for pair in tables.side_by_side(bench, [Row(ORT), Row(ORT)])] == [None, "no room"]
 
 
 def test_without_the_first_there_is_nothing_to_compare_with(bench, monkeypatch):
-    monkeypatch.setattr(costs, "timed", lambda bench, rows: ([result("first", failed="it died")], ""))
+    monkeypatch.setattr(tables, "timed", lambda bench, rows: ([result("first", failed="it died")], ""))
     with pytest.raises(EngineFailed, match="the model could not be timed: it died"):
-        costs.results_of(bench, [Row(ORT)])
+        tables.side_by_side(bench, [Row(ORT)])
 
 
 def test_whatever_an_exporter_raises_comes_out_as_one_error(bench, monkeypatch):

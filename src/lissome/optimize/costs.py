@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lissome.core.cache import digest
 from lissome.core.errors import LissomeError
@@ -21,7 +21,7 @@ from lissome.engines.process import EngineFailed
 from lissome.optimize.bench import Bench, vary
 from lissome.optimize.sensitivity import Probe
 from lissome.optimize.structure import Change, Structure, cut
-from lissome.optimize.tables import Row, built, timed
+from lissome.optimize.tables import Pair, Row, built, side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +35,6 @@ class Cost:
 
     latency: Measurement
     size: float
-
-
-class Pair(NamedTuple):
-    """What a row gave, and what the first row gave in the same run."""
-
-    first: Result
-    own: Result
 
 
 def variant_row(bench: Bench, model: Model, option: Option) -> Row:
@@ -60,27 +53,6 @@ def exported(bench: Bench, option: Option) -> Row:
         raise
     except Exception as error:  # exporters raise anything
         raise EngineFailed(f"{option.name} cannot be built: {str(error).splitlines()[0][:160] if str(error) else type(error).__name__}") from error
-
-
-def results_of(bench: Bench, rows: Sequence[Row]) -> list[Pair]:
-    """What each row gives beside the first, which the others are held against: one interleaved run, or more where --ram does not hold all at once.
-
-    Raises EngineFailed when the first fails.
-    """
-    found: dict[int, Pair] = {}
-    waiting = list(range(1, len(rows)))
-    while waiting or not found:
-        results, _ = timed(bench, [rows[0], *(rows[at] for at in waiting)])
-        first = results[0]
-        if first.failed:
-            raise EngineFailed(f"the model could not be timed: {first.failed}")
-        found.setdefault(0, Pair(first, first))
-        done = {at: Pair(first, one) for at, one in zip(waiting, results[1:], strict=True) if not one.crowded}
-        if not done and waiting:  # not even one of them fits beside the first
-            done = {at: Pair(first, one) for at, one in zip(waiting, results[1:], strict=True)}
-        found |= done
-        waiting = [at for at in waiting if at not in done]
-    return [found[at] for at in range(len(rows))]
 
 
 def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[str, torch.Tensor]) -> dict[tuple[object, ...], Cost]:
@@ -114,7 +86,7 @@ def _measured(
         rows.append(_built(bench, structure, option, scores, changes))
         bench.progress.step(note=f"{changes[0].group}: {changes[0].name}")
     base = variant_row(bench, structure.model, option)
-    pairs = iter(results_of(bench, [base, *(row for row in rows if row is not None)])[1:])
+    pairs = iter(side_by_side(bench, [base, *(row for row in rows if row is not None)])[1:])
     return [{} if row is None else _saved(bench, base, row, next(pairs), len(changes)) for row, changes in zip(rows, classes, strict=True)]
 
 

@@ -184,9 +184,8 @@ def quantised_training(climb: Climb) -> list[Row]:
     if climb.quantized is None or not climb.bench.task.classes:
         raise CannotHelp("There is no int8 classifier to start from")
     check_time(climb.bench, "training with int8 in place", 2 * precision.QAT_EPOCHS * climb.epoch)
-    begun = time.perf_counter()
-    trained = precision.trained(climb.bench, climb.quantized, climb.bench.model)
-    climb.steps.append(f"trained for {precision.QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s")
+    trained, step = precision.trained(climb.bench, climb.quantized, climb.bench.model)
+    climb.steps.append(step)
     return build_variant(precision.varied(climb.bench, trained, "trained in int8", (), climb.steps), options)
 
 
@@ -253,9 +252,7 @@ def small_in_int8(climb: Climb) -> list[Row]:
         raise CannotHelp(f"Even in float the smaller model loses {100 * drop:.2f} points on validation")
     check_time(bench, "the smaller model in int8", 2 * precision.QAT_EPOCHS * climb.epoch + TABLE_S)
     quantized, step = precision.best_scales(small.bench, climb.probe)
-    begun = time.perf_counter()
-    trained = precision.trained(small.bench, quantized, bench.model)
-    lesson = f"trained for {precision.QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s"
+    trained, lesson = precision.trained(small.bench, quantized, bench.model)
     calibrated = precision.varied(small.bench, quantized, f"{small.change}, int8 scales searched", small.parts, (*small.steps, step))
     learned = precision.varied(small.bench, trained, f"{small.change}, trained in int8", small.parts, (*small.steps, step, lesson))
     return [*build_variant(calibrated, options), *build_variant(learned, options)]

@@ -6,6 +6,7 @@ costs in time is measured with the whole model on the target engine, and the exa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,10 @@ from lissome.engines.measure import Result
 from lissome.nn.call import call
 from lissome.optimize.additive import Choice, Point, front
 from lissome.optimize.bench import Bench, Variant, vary
-from lissome.optimize.costs import Pair, exported, results_of
+from lissome.optimize.costs import exported
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
-from lissome.optimize.tables import Row, built
+from lissome.optimize.tables import Pair, Row, built, side_by_side
 from lissome.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def table(bench: Bench, quantized: Quantized, option: Option, probe: Probe) -> T
     for members in classes.values():
         rows.append(_row(bench, spared(quantized, [name for one in members for name in one.layers]), option))
         bench.progress.step(note=members[0].name)
-    pairs = results_of(bench, [rows[0], built(bench, ORIGINAL), *rows[1:]])
+    pairs = side_by_side(bench, [rows[0], built(bench, ORIGINAL), *rows[1:]])
     cost = {signature: _slower(bench, pair, len(classes[signature])) for signature, pair in zip(classes, pairs[2:], strict=True)}
     return Table(tuple(sets), tuple(losses), tuple(cost[one.signature] for one in sets), pairs[0].own, pairs[1].own)
 
@@ -193,15 +194,16 @@ def planned(bench: Bench, quantized: Quantized, found: Table, point: Point, step
     return varied(bench, spared(quantized, layers), change, _parts(bench, found, point), (*steps, step))
 
 
-def trained(bench: Bench, quantized: Quantized, teacher: Model) -> Quantized:
+def trained(bench: Bench, quantized: Quantized, teacher: Model) -> tuple[Quantized, str]:
     """The quantised model after an epoch with its rounding in place, taught by `teacher` as well as by the labels; kept in the cache."""
-    config = qat_lesson(bench)
+    config, begun = qat_lesson(bench), time.perf_counter()
     key = digest("qat-2", quantized.fingerprint, bench.model.fingerprint, teacher.fingerprint, bench.task.fingerprint, config.model_dump())
 
     def make(empty: Path) -> None:
         save_quantized(qat_for_task(bench.model, quantized, bench.task, config, bench.cache, bench.progress, teacher=teacher), empty)
 
-    return load_quantized(bench.cache.folder("qat", key, make))
+    made = load_quantized(bench.cache.folder("qat", key, make))
+    return made, f"trained for {QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s"
 
 
 def qat_lesson(bench: Bench) -> QatTaskConfig:

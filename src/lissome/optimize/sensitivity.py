@@ -12,7 +12,6 @@ import numpy as np
 
 from lissome.core.cache import digest
 from lissome.core.task import Split
-from lissome.nn.fingerprint import fingerprint
 from lissome.optimize.batches import judging_order, part_of, scoring_batches
 from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
@@ -21,6 +20,7 @@ from lissome.optimize.tables import computed
 if TYPE_CHECKING:
     from torch import nn
 
+    from lissome.core.model import Model
     from lissome.core.task import Task
 
 HARDEST = 128
@@ -33,14 +33,14 @@ class Probe:
     a seeded draw stands for all. fingerprint: of the examples and the original.
     """
 
-    def __init__(self, task: Task, module: nn.Module, outputs: np.ndarray, order: Sequence[int], seed: int = 0, count: int = HARDEST):
+    def __init__(self, task: Task, model: Model, outputs: np.ndarray, order: Sequence[int], seed: int = 0, count: int = HARDEST):
         """outputs: the original's on the validation examples `order` [n, ...], in that order."""
         picks = [order[i] for i in hardest(outputs, count, seed, classes=bool(task.classes))]
         split = part_of(task.splits["validation"], picks)
-        self.fingerprint = digest(task.fingerprint, fingerprint(module), picks)
+        self.fingerprint = digest(task.fingerprint, model.fingerprint, picks)
         self.classes = bool(task.classes)
         self.batches = scoring_batches(task, Split(split.inputs, split.targets)).batches
-        self.reference = computed(module, self.batches)
+        self.reference = computed(model.module, self.batches)
 
     def loss(self, module: nn.Module) -> float:
         """Mean divergence of the module's outputs from the original's; infinite where they are not finite."""
@@ -51,7 +51,7 @@ class Probe:
 def probe_of(bench: Bench) -> Probe:
     """The original on the hardest validation examples."""
     order = judging_order(bench.task, bench.seed)
-    return Probe(bench.task, bench.model.module, outputs(bench, ORIGINAL, original_form(bench), "validation"), order, bench.seed)
+    return Probe(bench.task, bench.model, outputs(bench, ORIGINAL, original_form(bench), "validation"), order, bench.seed)
 
 
 def hardest(outputs: np.ndarray, count: int, seed: int = 0, *, classes: bool = True) -> list[int]:

@@ -23,12 +23,12 @@ from lissome.core.manifest import Option, PartChoice, PartOption
 from lissome.core.measurement import Measurement
 from lissome.optimize.additive import Choice, Point, front, within
 from lissome.optimize.bench import Bench, Variant, vary
-from lissome.optimize.costs import Cost, losses, results_of, savings, typical, variant_row
+from lissome.optimize.costs import Cost, losses, savings, typical, variant_row
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.solve import Reading, read
 from lissome.optimize.structure import Change, Part, Structure, cut, structure_of
-from lissome.optimize.tables import Row
+from lissome.optimize.tables import Row, side_by_side
 from lissome.train.batches import Batches
 from lissome.train.config import TrainConfig
 from lissome.train.finetune import classification_loss
@@ -91,7 +91,7 @@ def _shrinkage(bench: Bench, base: Ground, floor: Row) -> float:
 
 def with_results(rows: list[Row], bench: Bench) -> list[Row]:
     """The rows with what they gave beside the first, the original."""
-    for row, pair in zip(rows, results_of(bench, rows), strict=True):
+    for row, pair in zip(rows, side_by_side(bench, rows), strict=True):
         row.result, row.original, row.trouble = pair.own, pair.first, pair.own.failed
     return rows
 
@@ -139,13 +139,18 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
             "solving again with that."
         )
         kinds = {reading.limit.quantity for reading in over}
-        least = ((1 - SPARE) * typical(row.result), (1 - SPARE) * row.size / 1e6)
-        tight = ("latency" in kinds, bool(kinds & {"size", "memory"}))
-        budgets = tuple(  # type: ignore[assignment]
-            now if first is None or now is None or not missing else min(first - off, now - step)
-            for first, now, missing, off, step in zip(wanted, budgets, tight, (slower, larger), least, strict=True)
-        )
+        latency, size = budgets
+        if "latency" in kinds:
+            latency = _tightened(wanted[0], latency, slower, (1 - SPARE) * typical(row.result))
+        if kinds & {"size", "memory"}:
+            size = _tightened(wanted[1], size, larger, (1 - SPARE) * row.size / 1e6)
+        budgets = latency, size
     return None
+
+
+def _tightened(wanted: float | None, now: float | None, off: float, least: float) -> float | None:
+    """The budget to solve for next, where the plan for `now` came out `off` above what its parts add up to; at least `least` below `now`."""
+    return None if wanted is None or now is None else min(wanted - off, now - least)
 
 
 def _share(base: Ground) -> float:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lissome.core.cache import digest
 from lissome.core.errors import EnvironmentLacks, LissomeError
@@ -197,25 +197,19 @@ def _layers(bench: Bench, option: Option, form: Path) -> dict[str, np.ndarray]:
 
 
 def measure_rows(bench: Bench, rows: Sequence[Row], original: Row) -> None:
-    """Time all rows against the original in interleaved runs (more than one where --ram does not hold them at once)."""
+    """Time all rows that work so far against the original."""
     waiting = [row for row in rows if row.trouble is None and row is not original]
-    while waiting or original.result is None:
-        results, noise = timed(bench, [original, *waiting])
-        original.result = results[0] if original.result is None else original.result
-        original.noise = noise
-        if results[0].failed:
-            raise EngineFailed(f"the original cannot be run by torch here: {results[0].failed}")
-        left = []
-        for row, result in zip(waiting, results[1:], strict=True):
-            if result.crowded and len(waiting) > 1:
-                left.append(row)
-            elif result.failed:
-                row.trouble = result.failed if result.crowded else f"the engine failed: {result.failed}"
-            else:
-                _gate_as_deployed(row, result)
-                row.result, row.original = result, results[0]
-        waiting = left if len(left) < len(waiting) else []
-    original.original = original.result
+    if not waiting and original.result is not None:
+        return
+    first, *pairs = side_by_side(bench, [original, *waiting])
+    original.noise = pairs[-1].noise if pairs else first.noise
+    original.result = original.original = original.result or first.own
+    for row, pair in zip(waiting, pairs, strict=True):
+        if pair.own.failed:
+            row.trouble = pair.own.failed if pair.own.crowded else f"the engine failed: {pair.own.failed}"
+        else:
+            _gate_as_deployed(row, pair.own)
+            row.result, row.original = pair.own, pair.first
 
 
 def _gate_as_deployed(row: Row, result: Result) -> None:
@@ -252,6 +246,33 @@ def free_ram(bench: Bench) -> float | None:
     if bench.contract.ram_mb is None:
         return None
     return max(0.0, bench.contract.ram_mb - current_rss(bench.machine.fingerprint).value)
+
+
+class Pair(NamedTuple):
+    """What a row gave, what the first row gave in the same run, and how noisy that run was."""
+
+    first: Result
+    own: Result
+    noise: str
+
+
+def side_by_side(bench: Bench, rows: Sequence[Row]) -> list[Pair]:
+    """What each row gives beside the first, which the others are held against: one interleaved run, or more where --ram does not hold all at once.
+
+    A row that does not fit even alone with the first has failed. Raises EngineFailed when the first fails.
+    """
+    found: dict[int, Pair] = {}
+    waiting = list(range(1, len(rows)))
+    while waiting or not found:
+        (first, *others), noise = timed(bench, [rows[0], *(rows[at] for at in waiting)])
+        if first.failed:
+            raise EngineFailed(f"the model could not be timed: {first.failed}")
+        found.setdefault(0, Pair(first, first, noise))
+        pairs = {at: Pair(first, own, noise) for at, own in zip(waiting, others, strict=True)}
+        fit = {at: pair for at, pair in pairs.items() if not pair.own.crowded}
+        found |= fit or pairs
+        waiting = [at for at in waiting if at not in found]
+    return [found[at] for at in range(len(rows))]
 
 
 def timed(bench: Bench, rows: Sequence[Row]) -> tuple[list[Result], str]:
