@@ -1,18 +1,18 @@
-"""Contracts that no precision of the whole model can keep, and what the planner makes of them, beside the best whole-model ways in one interleaved run.
+"""A contract that no precision of the whole model can keep, and what the planner makes of it, beside the best whole-model ways in one interleaved run.
 
-    python benchmarks/planner.py minilm minilm-batch mnist [--json] [--write docs/benchmarks.md] [--rounds 21]
+    python benchmarks/planner.py minilm [--json] [--write docs/benchmarks.md] [--rounds 21]
 
 minilm: the demo's sentiment classifier, batch 1, 6x faster at a drop of at most one point; minilm-batch: batch 32, 10x. minilm-hybrid: a drop of at most
-0.3 points, 1.72x faster, 2.4x less memory. mnist: a CNN, 0.2 points, 4x faster and 8x smaller. Each contract is given to `optimize` with an empty cache;
+0.3 points, 1.72x faster, 2.4x less memory. mnist: a CNN, 0.2 points, 4x faster and 8x smaller. The contract is given to `optimize` with an empty cache;
 then original, peers and the artifact run once more together, a process each, in rotating order. Peers: engines with one precision throughout, the same
 share cut everywhere (taught as long, at equal latency), and NNCF's accuracy-aware quantisation.
 
-JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "contracts": [{"name": str, "contract": {...},
-"verdict": str, "clauses": [str], "plan": str, "steps": [str], "seconds": float, "second": {"verdict": str, "seconds": float}, "noise": str,
-"best_peer": str, "ahead_of_best": figure, "gain_over_uniform_pt": figure, "rows": [{"name": str, "latency_p50": figure, "speedup": figure,
-"memory_mb": float, "memory_less_pct": float, "size_mb": float, "smaller": float, "score": percent, "drop_pt": figure, "minutes": float}]}]} with
-figure = {"value", "low", "high", "unit", "n"}, null where there is none. speedup is against torch fp32, drop_pt on the test split with one-sided bounds
-at 95 % each. best_peer: the fastest peer that keeps the limit on accuracy. seconds, minutes: of finding the plan; second: until the next verdict.
+JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "name": str, "contract": {...}, "verdict": str,
+"clauses": [str], "plan": str, "steps": [str], "seconds": float, "second": {"verdict": str, "seconds": float}, "noise": str, "best_peer": str,
+"ahead_of_best": figure, "gain_over_uniform_pt": figure, "rows": [{"name": str, "latency_p50": figure, "speedup": figure, "memory_mb": float,
+"memory_less_pct": float, "size_mb": float, "smaller": float, "score": percent, "drop_pt": figure, "minutes": float}]} with figure = {"value", "low",
+"high", "unit", "n"}, null where there is none. speedup is against torch fp32, drop_pt on the test split with one-sided bounds at 95 % each. best_peer: the
+fastest peer that keeps the limit on accuracy. seconds, minutes: of finding the plan; second: until the next verdict.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from lissome.optimize.options import ORIGINAL
 from lissome.optimize.run import Optimized, optimize
 from lissome.optimize.tables import Row, built, subject
 from lissome.report.markdown import markdown_table
-from publishing import made_on, on, options, plain, points, publish, spread
+from publishing import Document, made_on, on, options, plain, points, publish, spread
 from vision_models import mnist
 
 PEERS = [
@@ -73,27 +73,23 @@ CASES = {
 }
 
 
-def run(names: list[str], rounds: int, warm: bool, progress: Progress) -> dict[str, Any]:
+def run(name: str, rounds: int, warm: bool, progress: Progress) -> Document:
     """The whole benchmark as its JSON document."""
-    shared, machine = Cache(), identify()
-    document: dict[str, Any] = on(machine) | {"contracts": []}
-    for name in names:
-        case = CASES[name]
-        model, task = case.make(shared, progress)
-        with tempfile.TemporaryDirectory(prefix="lissome-") as folder:
-            scratch = Path(folder)
-            cache = shared if warm else Cache(scratch / "cache")
-            result = optimize(model, task, case.contract, out=scratch / "artifact", cache=cache, progress=progress)
-            begun = time.perf_counter()
-            second = optimize(model, task, case.second, out=scratch / "second", cache=cache, progress=progress)
-            seconds = time.perf_counter() - begun
-            bench = make_bench(model, task, case.contract, machine, cache, progress)
-            found = describe(name, result) | {"second": {"verdict": second.verdict.status, "seconds": seconds}}
-            document["contracts"].append(found | compare(bench, result, rounds, scratch))
-    return document
+    shared, machine, case = Cache(), identify(), CASES[name]
+    model, task = case.make(shared, progress)
+    with tempfile.TemporaryDirectory(prefix="lissome-") as folder:
+        scratch = Path(folder)
+        cache = shared if warm else Cache(scratch / "cache")
+        result = optimize(model, task, case.contract, out=scratch / "artifact", cache=cache, progress=progress)
+        begun = time.perf_counter()
+        second = optimize(model, task, case.second, out=scratch / "second", cache=cache, progress=progress)
+        seconds = time.perf_counter() - begun
+        bench = make_bench(model, task, case.contract, machine, cache, progress)
+        found = describe(name, result) | {"second": {"verdict": second.verdict.status, "seconds": seconds}}
+        return on(machine) | found | compare(bench, result, rounds, scratch)
 
 
-def describe(name: str, result: Optimized) -> dict[str, Any]:
+def describe(name: str, result: Optimized) -> Document:
     """What came of a contract."""
     manifest = result.manifest
     return {
@@ -107,7 +103,7 @@ def describe(name: str, result: Optimized) -> dict[str, Any]:
     }
 
 
-def compare(bench: Bench, result: Optimized, rounds: int, scratch: Path) -> dict[str, Any]:
+def compare(bench: Bench, result: Optimized, rounds: int, scratch: Path) -> Document:
     """Original, peers and artifact in one interleaved run, on other examples than those the plan was chosen with."""
     machine, level = bench.machine.fingerprint, bench.contract.level
     rows = {name: row for name, option in PEERS if (row := _peer(bench, option)) is not None}
@@ -181,47 +177,46 @@ def _peer(bench: Bench, option: Option) -> Row | None:
         return None
 
 
-def table(document: dict[str, Any]) -> str:
-    """A paragraph and a table a contract."""
-    parts = []
-    for one in document["contracts"]:
-        rows = [
-            [
-                row["name"],
-                spread(row["latency_p50"]),
-                spread(row["speedup"]),
-                f"{row['memory_mb']:.0f}",
-                f"{row['size_mb']:.2f}",
-                f"{row['score']:.2f}",
-                spread(row["drop_pt"]),
-                "" if row["minutes"] is None else f"{row['minutes']:.1f}",
-            ]
-            for row in one["rows"]
-            if row["speedup"] is not None
+def table(document: Document) -> str:
+    """A paragraph and a table."""
+    rows = [
+        [
+            row["name"],
+            spread(row["latency_p50"]),
+            spread(row["speedup"]),
+            f"{row['memory_mb']:.0f}",
+            f"{row['size_mb']:.2f}",
+            f"{row['score']:.2f}",
+            spread(row["drop_pt"]),
+            "" if row["minutes"] is None else f"{row['minutes']:.1f}",
         ]
-        limits = ", ".join(f"{key} {value}" for key, value in one["contract"].items() if key in ("max_drop", "latency", "size", "memory", "batch"))
-        clauses = "; ".join(one["clauses"]).replace("<=", "at most")
-        said = [
-            f"**{one['name']}** ({limits}): {one['verdict']} in {one['seconds'] / 60:.1f} min. {clauses}. Plan: {one['plan']}. {'; '.join(one['steps'])}.",
-            f"A second contract for the same model: {one['second']['verdict']} in {one['second']['seconds']:.0f} s.",
-        ]
-        if one["ahead_of_best"]:
-            said.append(f"Ahead of the fastest peer that keeps the limit on accuracy ({one['best_peer']}): {spread(one['ahead_of_best'])} x.")
-        if one["gain_over_uniform_pt"]:
-            said.append(f"More accurate than the same cut everywhere by {spread(one['gain_over_uniform_pt'])} pt.")
-        headers = ["way", "latency p50, ms", "times torch fp32", "peak memory, MB", "size, MB", "test score, %", "drop on test, pt", "minutes"]
-        parts.append(f"{' '.join(said)}\n\n{one['noise']}\n\n{markdown_table(rows, headers)}")
-    return "\n\n".join([*parts, made_on(document)])
+        for row in document["rows"]
+        if row["speedup"] is not None
+    ]
+    limits = ", ".join(f"{key} {value}" for key, value in document["contract"].items() if key in ("max_drop", "latency", "size", "memory", "batch"))
+    clauses = "; ".join(document["clauses"]).replace("<=", "at most")
+    said = [
+        f"**{document['name']}** ({limits}): {document['verdict']} in {document['seconds'] / 60:.1f} min. {clauses}.",
+        f"Plan: {document['plan']}. {'; '.join(document['steps'])}.",
+        f"A second contract for the same model: {document['second']['verdict']} in {document['second']['seconds']:.0f} s.",
+    ]
+    if document["ahead_of_best"]:
+        said.append(f"Ahead of the fastest peer that keeps the limit on accuracy ({document['best_peer']}): {spread(document['ahead_of_best'])} x.")
+    if document["gain_over_uniform_pt"]:
+        said.append(f"More accurate than the same cut everywhere by {spread(document['gain_over_uniform_pt'])} pt.")
+    headers = ["way", "latency p50, ms", "times torch fp32", "peak memory, MB", "size, MB", "test score, %", "drop on test, pt", "minutes"]
+    return "\n\n".join([" ".join(said), document["noise"], markdown_table(rows, headers), made_on(document)])
 
 
 def main() -> None:
     """Run, print, and write the table into the docs when asked."""
-    parser = options(__doc__, "planner")
-    parser.add_argument("contracts", nargs="+", choices=sorted(CASES))
+    parser = options(__doc__, "planner-CONTRACT")
+    parser.add_argument("contract", choices=sorted(CASES))
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--warm", action="store_true", help="use what earlier runs left in lissome's cache; minutes then say less than a first run takes")
     given = parser.parse_args()
-    publish(given, lambda progress: run(given.contracts, given.rounds, given.warm, progress), table)
+    given.block = f"planner-{given.contract}"
+    publish(given, lambda progress: run(given.contract, given.rounds, given.warm, progress), table)
 
 
 if __name__ == "__main__":

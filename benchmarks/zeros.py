@@ -1,11 +1,14 @@
 """Whether zeros in the weights make an engine faster: a stack of linear layers, dense and with zeros, interleaved, one thread.
 
-python benchmarks/zeros.py
+    python benchmarks/zeros.py [--json] [--write docs/sparse.md] [--rounds 25]
+
+JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "rows": [{"zeros": str, "engine": str,
+"latency_p50": ms, "speedup": {"value", "low", "high"}, "compressed": share}]}. speedup: times as fast as the same engine with dense weights, the median
+over rounds side by side with its interval at 95 %; compressed: the weights' size after zlib, as a share of their plain size.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import tempfile
@@ -20,7 +23,11 @@ from torch import nn
 
 from lissome.compress.sparse import SPARSE, parse_pattern
 from lissome.compress.sparse.masks import masks
+from lissome.core.progress import Progress
+from lissome.core.statistics import median_interval
+from lissome.machine.identity import identify
 from lissome.report.markdown import markdown_table
+from publishing import Document, made_on, on, options, publish, spread
 
 PATTERNS = {"dense": ("unstructured", 0.0), "80 % anywhere": ("unstructured", 0.8), "2:4": ("2:4", 0.5), "80 % in blocks of 32x32": ("32x32", 0.8)}
 ROWS = 128
@@ -78,11 +85,8 @@ def compressed(module: nn.Module) -> float:
     return len(zlib.compress(raw, 6)) / len(raw)
 
 
-def main() -> None:
-    """Time, and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25)
-    given = parser.parse_args()
+def run(rounds: int, progress: Progress) -> Document:
+    """The whole benchmark as its JSON document."""
     torch.set_num_threads(1)
     x, calls, sizes = torch.randn(ROWS, 384), {}, {}
     for name, (pattern, share) in PATTERNS.items():
@@ -92,19 +96,50 @@ def main() -> None:
             calls |= {(name, engine): call for engine, call in ways(module, x, Path(folder)).items()}
         if "blocks" in name:
             calls[name, "torch BSR"] = blocks_in_torch(module, x)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    with torch.no_grad():
-        for _ in range(given.rounds):
-            for key, call in calls.items():
-                begun = time.perf_counter()
-                call()
-                times[key].append(1e3 * (time.perf_counter() - begun))
+    times = timed(calls, rounds, progress)
     rows = []
     for (name, engine), taken in times.items():
-        dense = times["dense", engine.split()[0]]
-        rows.append([name, engine, f"{min(taken):.2f}", f"{min(dense) / min(taken):.2f}", f"{statistics.median(dense) / statistics.median(taken):.2f}"])
-    print(markdown_table(rows, ["zeros", "engine", "best, ms", "times dense (best)", "times dense (median)"]))
-    print(markdown_table([[name, f"{100 * size:.0f} %"] for name, size in sizes.items()], ["zeros", "size after zlib"]))
+        ratios = [dense / own for dense, own in zip(times["dense", engine.split()[0]], taken, strict=True)]
+        value, low, high = median_interval(ratios)
+        speedup = {"value": value, "low": low, "high": high}
+        rows.append({"zeros": name, "engine": engine, "latency_p50": statistics.median(taken), "speedup": speedup, "compressed": sizes[name]})
+    return on(identify()) | {"rows": rows}
+
+
+def timed(calls: dict[tuple[str, str], Callable[[], Any]], rounds: int, progress: Progress) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of every call, round by round, in rotating order; a first round is not counted."""
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    order = list(calls)
+    progress.stage("timing", rounds)
+    with torch.no_grad():
+        for at in range(-1, rounds):
+            for key in order:
+                begun = time.perf_counter()
+                calls[key]()
+                if at >= 0:
+                    times[key].append(1e3 * (time.perf_counter() - begun))
+            order.append(order.pop(0))
+            progress.step()
+    return times
+
+
+def table(document: Document) -> str:
+    """A row for each pattern, a column for each engine."""
+    engines = list(dict.fromkeys(row["engine"] for row in document["rows"]))
+    found = {(row["zeros"], row["engine"]): row for row in document["rows"]}
+    rows = []
+    for name in PATTERNS:
+        cells = [spread(found[name, engine]["speedup"]) if (name, engine) in found else "" for engine in engines]
+        rows.append([name, *cells, f"{100 * found[name, engines[0]]['compressed']:.0f} %"])
+    return f"{markdown_table(rows, ['zeros', *engines, 'size after zlib'])}\n\n{made_on(document)}"
+
+
+def main() -> None:
+    """Run, print, and write the table into the docs when asked."""
+    parser = options(__doc__, "zeros")
+    parser.add_argument("--rounds", type=int, default=25)
+    given = parser.parse_args()
+    publish(given, lambda progress: run(given.rounds, progress), table)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Outcome = Literal["met", "not met", "bounded", "not testable here", "not run"]
 
 
 class Check(Config):
-    """One figure of a claim. read: where it stands in the benchmark's JSON, as "contracts[resnet50].rows[lissome].speedup": keys, and the name of a
+    """One figure of a claim. read: where it stands in the benchmark's JSON, as "rows[lissome].speedup": keys, and the name of a
     list's entry in brackets; a number, or {"value", "low", "high"}. at_least, at_most: what it is held against, one of them."""
 
     what: str

@@ -24,7 +24,7 @@ class QuantizeConfig(Config):
     method: how the range of an activation is found: all that was seen; all but the outermost (`percentile`, of each side); the range with the least squared
     error; or the one whose histogram diverges least (entropy, Migacz 2017).
     bias_correction: shift each bias by the mean error that rounding causes on the calibration data (Nagel et al. 2019, section 4.2).
-    Off, as on MiniLM it brought a divergence of 0.0020 after 0.0018 with int8, and 0.0050 after 0.0061 with w4a16; it harms where ranges clip much.
+    Off by default: it may harm where ranges clip much.
     smooth: move the size of activations into the weights where that is exact, 0 to 1 (SmoothQuant's alpha, Xiao et al. 2022); None: not at all.
     group, symmetric: of weight-only layers, see LayerQuant. reduce_range: 7-bit weights, for CPUs whose int8 products saturate.
     layers: exceptions by layer name; a name with * or ? is a pattern, and the last that fits counts.
