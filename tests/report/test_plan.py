@@ -4,6 +4,7 @@ import json
 
 from lissome.cli.main import run as command
 from lissome.core.manifest import PartChoice, PartOption, write_manifest
+from lissome.optimize.costs import megabytes
 from lissome.report.html import render
 from lissome.report.plan import plan_table, plan_text
 from tests.report import manifests
@@ -29,6 +30,15 @@ def test_the_table_has_a_line_a_part_with_the_alternatives():
     assert lines[1].split() == ["encoder.layer.0", "384", "of", "1536", "neurons", "0.310", "0.021", "all", "0/0"]
     assert "removed" in lines[2]
     assert "1.20" in lines[2]
+
+
+def test_what_a_choice_saves_in_megabytes_is_shown():
+    plan = planned()
+    chosen = plan.parts[1].options[1].model_copy(update=megabytes(3.25, 7.5, "here"))
+    parts = (plan.parts[0], plan.parts[1].model_copy(update={"options": (plan.parts[1].options[0], chosen)}))
+    plan = plan.model_copy(update={"parts": parts})
+    assert shown(plan_table(plan), 120).splitlines()[2].split()[:5] == ["encoder.layer.1", "removed", "1.20", "7.50", "3.25"]
+    assert '<td data-head="memory">7.50</td><td data-head="files">3.25</td>' in render(plan)
 
 
 def test_the_text_names_plan_and_steps():

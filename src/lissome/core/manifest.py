@@ -61,12 +61,15 @@ class PartOption(Config):
     """One thing that can be done to a part of the model, by itself.
 
     loss: how far the model's outputs then lie from the original's on the hardest validation examples (mean KL divergence in nats for classes).
-    saves: milliseconds a call, measured on the target engine with the whole model; negative where it costs time.
+    saves: milliseconds a call; memory: MB of peak resident memory; size: MB of files: all measured on the target engine with the whole model, negative
+    where it costs them.
     """
 
     name: str
     loss: Measurement
     saves: Measurement
+    memory: Measurement | None = None
+    size: Measurement | None = None
 
 
 class PartChoice(Config):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lissome.core.cache import digest
 from lissome.core.errors import LissomeError
 from lissome.core.manifest import Option
-from lissome.core.measurement import Measurement
+from lissome.core.measurement import Measurement, Method
 from lissome.core.statistics import median_interval
 from lissome.engines.measure import Result
 from lissome.engines.process import EngineFailed
@@ -31,10 +31,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one change saves. latency: ms a call at the contract's batch size, measured; size: MB of the form."""
+    """What one change saves. latency: ms a call at the contract's batch size, measured; size: MB of the form; memory: MB at its peak, measured."""
 
     latency: Measurement
     size: float
+    memory: float
+
+    def figures(self, machine: str) -> dict[str, Measurement]:
+        """All three by their names in a manifest's plan."""
+        return {"saves": self.latency, **megabytes(self.size, self.memory, machine)}
+
+
+def megabytes(size: float, memory: float, machine: str, *, summed: bool = False) -> dict[str, Measurement]:
+    """Savings in MB as figures of a manifest's plan. summed: of several changes together, which was not measured but added up."""
+    ways: tuple[tuple[str, float, Method], ...] = (("size", size, "counted"), ("memory", memory, "measured"))
+    return {name: Measurement(name, value, value, value, "MB", 1, "estimated" if summed else how, machine, 0.0) for name, value, how in ways}
 
 
 def variant_row(bench: Bench, model: Model, option: Option) -> Row:
@@ -60,14 +71,14 @@ def savings(bench: Bench, structure: Structure, option: Option, scores: Mapping[
 
     Blocks are measured by leaving half of them out, so that what stays still runs as it will.
     """
-    key = bench.key(option, "savings-1", bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed)
+    key = bench.key(option, "savings-2", bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed)
     stored: list[dict[str, Any]] | None = bench.cache.get("savings", key)
     groups = _by_signature(structure)
     if stored is None:
         stored = _measured(bench, structure, option, scores, list(groups.values()))
         if all(stored):  # what failed once may work the next time
             bench.cache.put("savings", key, stored)
-    return {signature: Cost(Measurement(**found["latency"]), found["size"]) for signature, found in zip(groups, stored, strict=True) if found}
+    return {signature: Cost(Measurement(**found["latency"]), found["size"], found["memory"]) for signature, found in zip(groups, stored, strict=True) if found}
 
 
 def _by_signature(structure: Structure) -> dict[tuple[object, ...], list[Change]]:
@@ -105,7 +116,8 @@ def _saved(bench: Bench, base: Row, row: Row, pair: Pair, count: int) -> dict[st
     each = [(before - after) / count for before, after in zip(pair.first.rounds["latency_p50"], pair.own.rounds["latency_p50"], strict=True)]
     value, low, high = median_interval(each, bench.contract.level)
     latency = {"name": "saves", "value": value, "low": low, "high": high, "unit": "ms", "n": len(each), "method": "measured"}
-    return {"latency": {**latency, "machine": bench.machine.fingerprint}, "size": (base.size - row.size) / 1e6 / count}
+    memory = (pair.first.memory_mb - pair.own.memory_mb) / count
+    return {"latency": {**latency, "machine": bench.machine.fingerprint}, "size": (base.size - row.size) / 1e6 / count, "memory": memory}
 
 
 def losses(bench: Bench, structure: Structure, probe: Probe, scores: Mapping[str, torch.Tensor]) -> dict[Change, float]:

@@ -26,7 +26,7 @@ from lissome.engines.measure import Result
 from lissome.nn.call import call
 from lissome.optimize.additive import Choice, Point, front
 from lissome.optimize.bench import Bench, Variant, vary
-from lissome.optimize.costs import exported
+from lissome.optimize.costs import Cost, exported
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.tables import Pair, Row, built, side_by_side
@@ -126,14 +126,14 @@ def spared(quantized: Quantized, layers: Sequence[str]) -> Quantized:
 
 @dataclass(frozen=True)
 class Table:
-    """For every set of layers: how far its rounding alone moves the outputs, and what leaving it in float costs a call.
+    """For every set of layers: how far its rounding alone moves the outputs, and what int8 saves there.
 
     whole, original: the model with every set in int8, and the original, from one interleaved run.
     """
 
     sets: tuple[Shared, ...]
     loss: tuple[float, ...]
-    slower: tuple[Measurement, ...]
+    saves: tuple[Cost, ...]
     whole: Result
     original: Result
 
@@ -151,8 +151,11 @@ def table(bench: Bench, quantized: Quantized, option: Option, probe: Probe) -> T
         rows.append(_row(bench, spared(quantized, [name for one in members for name in one.layers]), option))
         bench.progress.step(note=members[0].name)
     pairs = side_by_side(bench, [rows[0], built(bench, ORIGINAL), *rows[1:]])
-    cost = {signature: _slower(bench, pair, len(classes[signature])) for signature, pair in zip(classes, pairs[2:], strict=True)}
-    return Table(tuple(sets), tuple(losses), tuple(cost[one.signature] for one in sets), pairs[0].own, pairs[1].own)
+    saves = {
+        signature: _saved(bench, pair, (row.size - rows[0].size) / 1e6, len(classes[signature]))
+        for signature, pair, row in zip(classes, pairs[2:], rows[1:], strict=True)
+    }
+    return Table(tuple(sets), tuple(losses), tuple(saves[one.signature] for one in sets), pairs[0].own, pairs[1].own)
 
 
 def _losses(bench: Bench, quantized: Quantized, sets: Sequence[Shared], probe: Probe) -> list[float]:
@@ -174,7 +177,7 @@ def _losses(bench: Bench, quantized: Quantized, sets: Sequence[Shared], probe: P
 
 def plans(found: Table, room: float | None) -> list[Point]:
     """Points of the exact front, the fastest first: for each share of LEFT the fastest plan whose loss is below it, among those within `room` ms."""
-    groups = [[Choice("int8", loss, (0.0,)), Choice("float", 0.0, (cost.value,))] for loss, cost in zip(found.loss, found.slower, strict=True)]
+    groups = [[Choice("int8", loss, (0.0,)), Choice("float", 0.0, (saved.latency.value,))] for loss, saved in zip(found.loss, found.saves, strict=True)]
     points = [point for point in front(groups) if room is None or point.costs[0] <= room]
     whole = sum(found.loss)
     picked: list[Point] = []
@@ -215,23 +218,28 @@ def _row(bench: Bench, quantized: Quantized, option: Option) -> Row:
     return exported(varied(bench, quantized, "", (), ()).bench, option)
 
 
-def _slower(bench: Bench, pair: Pair, count: int) -> Measurement:
-    """What one set in float costs a call, from rounds side by side; a set that cannot be spared costs more than anything can save."""
+def _saved(bench: Bench, pair: Pair, smaller: float, count: int) -> Cost:
+    """What int8 saves in each of `count` sets that were left in float together, from rounds side by side. smaller: MB of files for all of them.
+
+    A set that cannot be left in float saves more than anything can cost.
+    """
     machine = bench.machine.fingerprint
     if pair.own.failed:
         never = 1e6
-        return Measurement("saves", never, never, never, "ms", 0, "estimated", machine, 0.0)
+        return Cost(Measurement("saves", never, never, never, "ms", 0, "estimated", machine, 0.0), smaller / count, 0.0)
     each = [(after - before) / count for before, after in zip(pair.first.rounds["latency_p50"], pair.own.rounds["latency_p50"], strict=True)]
     value, low, high = median_interval(each, bench.contract.level)
-    return Measurement("saves", value, low, high, "ms", len(each), "measured", machine, bench.contract.level)
+    latency = Measurement("saves", value, low, high, "ms", len(each), "measured", machine, bench.contract.level)
+    return Cost(latency, smaller / count, (pair.own.memory_mb - pair.first.memory_mb) / count)
 
 
 def _parts(bench: Bench, found: Table, point: Point) -> tuple[PartChoice, ...]:
     machine, parts = bench.machine.fingerprint, []
-    for one, loss, cost, pick in zip(found.sets, found.loss, found.slower, point.picks, strict=True):
+    for one, loss, saved, pick in zip(found.sets, found.loss, found.saves, point.picks, strict=True):
         harm = Measurement("divergence", loss, loss, loss, "nats", HARDEST, "measured", machine, 0.0)
         none = Measurement("divergence", 0.0, 0.0, 0.0, "nats", HARDEST, "measured", machine, 0.0)
-        zero = Measurement("saves", 0.0, 0.0, 0.0, "ms", cost.n, "measured", machine, cost.confidence)
-        options = (PartOption(name="float", loss=none, saves=zero), PartOption(name="int8", loss=harm, saves=cost))
+        zero = Measurement("saves", 0.0, 0.0, 0.0, "ms", saved.latency.n, "measured", machine, saved.latency.confidence)
+        int8 = PartOption(name="int8", loss=harm, **saved.figures(machine))
+        options = (PartOption(name="float", loss=none, saves=zero), int8)
         parts.append(PartChoice(part=one.name, chosen="float" if pick else "int8", options=options))
     return tuple(parts)

@@ -23,7 +23,7 @@ from lissome.core.manifest import Option, PartChoice, PartOption
 from lissome.core.measurement import Measurement
 from lissome.optimize.additive import Choice, Point, front, within
 from lissome.optimize.bench import Bench, Variant, vary
-from lissome.optimize.costs import Cost, losses, savings, typical, variant_row
+from lissome.optimize.costs import Cost, losses, megabytes, savings, typical, variant_row
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.solve import Reading, read
@@ -43,6 +43,8 @@ EPOCHS, LONG = 4, 12
 IMPORTANCE_BATCHES = 16
 MENDS = 5
 """How often a plan that turns out too slow or too large is solved again, for limits tightened by what the sum of savings was off."""
+QUANTITIES = ("latency", "size", "memory")
+"""What a change costs or saves, in the order of a choice's costs."""
 SPARE = 0.97
 """A plan is solved for this share of what a limit allows: the sum of savings is only nearly the saving of the sum."""
 
@@ -82,11 +84,15 @@ def _shrinkage(bench: Bench, base: Ground, floor: Row) -> float:
     """What share of the way from the base to the smallest shape the limits ask for; above 1 when not even that keeps them."""
     if base.base.trouble is not None or floor.trouble is not None:
         return math.inf
-    assert base.base.result is not None and floor.result is not None
-    latency, size = _budgets(bench, base)
-    faster, smaller = typical(base.base.result) - typical(floor.result), (base.base.size - floor.size) / 1e6
-    shares = [-asked / gained if gained > 0 else math.inf for asked, gained in ((latency, faster), (size, smaller)) if asked is not None and asked < 0]
-    return max(shares, default=0.0)
+    gained = [before - after for before, after in zip(_spent(base.base), _spent(floor), strict=True)]
+    asked = [(budget, gain) for budget, gain in zip(_budgets(bench, base), gained, strict=True) if budget is not None and budget < 0]
+    return max((-budget / gain if gain > 0 else math.inf for budget, gain in asked), default=0.0)
+
+
+def _spent(row: Row) -> tuple[float, float, float]:
+    """What a timed row takes: ms a call (median), MB of files, MB of peak memory."""
+    assert row.result is not None
+    return typical(row.result), row.size / 1e6, row.result.memory_mb
 
 
 def with_results(rows: list[Row], bench: Bench) -> list[Row]:
@@ -132,19 +138,17 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
         if not over:
             return smaller, _choices(base.structure.parts, menus, point, costs, harm, bench), point
         assert row.result is not None and row.original is not None
-        slower = typical(row.result) - typical(row.original) * _share(base) - point.costs[0]
-        larger = (row.size - base.base.size) / 1e6 - point.costs[1]
+        begun = (typical(row.original) * _share(base), *_spent(base.base)[1:])
+        off = [now - was - sum_ for now, was, sum_ in zip(_spent(row), begun, point.costs, strict=True)]
         bench.progress.say(
-            f"The plan misses {over[0].limit}: {over[0].figure}. It is {slower:+.2f} ms a call and {larger:+.2f} MB off what its parts add up to; "
-            "solving again with that."
+            f"The plan misses {over[0].limit}: {over[0].figure}. It is {off[0]:+.2f} ms a call, {off[1]:+.2f} MB of files and {off[2]:+.1f} MB of memory off "
+            "what its parts add up to; solving again with that."
         )
         kinds = {reading.limit.quantity for reading in over}
-        latency, size = budgets
-        if "latency" in kinds:
-            latency = _tightened(wanted[0], latency, slower, (1 - SPARE) * typical(row.result))
-        if kinds & {"size", "memory"}:
-            size = _tightened(wanted[1], size, larger, (1 - SPARE) * row.size / 1e6)
-        budgets = latency, size
+        least = [(1 - SPARE) * now for now in _spent(row)]
+        budgets = tuple(
+            _tightened(first, last, *step) if kind in kinds else last for kind, first, last, *step in zip(QUANTITIES, wanted, budgets, off, least, strict=True)
+        )
     return None
 
 
@@ -196,23 +200,23 @@ def words(parts: Sequence[PartChoice]) -> str:
     return ", ".join(kinds) or "whole"
 
 
-def _budgets(bench: Bench, base: Ground) -> tuple[float | None, float | None]:
-    """Changes of latency (ms) and of size (MB) that the contract asks of the base, negative; None without a limit.
+Budgets = tuple[float | None, ...]
+"""What the contract asks of each of QUANTITIES: by how much it may grow, negative where it must shrink; None without a limit."""
 
-    A limit on memory is turned into one on size: what is resident shrinks by about the weights. It is held against the real figure once built.
-    """
+
+def _budgets(bench: Bench, base: Ground) -> Budgets:
+    """Changes of latency (ms), size and memory (MB) that the contract asks of the base."""
     assert base.base.result is not None and base.original.result is not None
     now, was = typical(base.base.result), typical(base.original.result)
-    latency = size = None
+    found: dict[str, float] = {}
     for limit in bench.contract.limits():
         if limit.quantity == "latency":
             allowed = was / limit.bound if limit.relative else limit.bound * now / _figure(base.base, limit)
-            latency = SPARE * allowed - now
-        elif limit.quantity in ("size", "memory"):
+            found["latency"] = SPARE * allowed - now
+        elif limit.quantity in QUANTITIES:
             before, after = _figure(base.original, limit), _figure(base.base, limit)
-            room = (before / limit.bound if limit.relative else limit.bound) * SPARE - after
-            size = room if size is None else min(size, room)
-    return latency, size
+            found[limit.quantity] = (before / limit.bound if limit.relative else limit.bound) * SPARE - after
+    return tuple(found.get(quantity) for quantity in QUANTITIES)
 
 
 def _figure(row: Row, limit: Limit) -> float:
@@ -233,7 +237,8 @@ def _menu(part: Part, costs: Mapping[tuple[object, ...], Cost], harm: Mapping[Ch
         loss = sum(harm[change] for change in changes)
         saved = sum(costs[change.signature].latency.value for change in changes)
         smaller = sum(costs[change.signature].size for change in changes)
-        menu.append((Choice(_named(changes), loss, (-saved, -smaller)), changes))
+        lighter = sum(costs[change.signature].memory for change in changes)
+        menu.append((Choice(_named(changes), loss, (-saved, -smaller, -lighter)), changes))
     return menu
 
 
@@ -241,10 +246,10 @@ def _named(changes: Sequence[Change]) -> str:
     return ", ".join(change.name for change in changes) or "whole"
 
 
-def _solved(menus: Sequence[Menu], budgets: tuple[float | None, float | None]) -> Point | None:
+def _solved(menus: Sequence[Menu], budgets: Budgets) -> Point | None:
     groups = [[choice for choice, _ in menu] for menu in menus]
-    latency, size = budgets
-    if size is not None:
+    latency, *others = budgets
+    if any(budget is not None for budget in others):
         return within(groups, budgets)
     points = front(groups)
     kept = [point for point in points if latency is None or point.costs[0] <= latency]
@@ -268,6 +273,8 @@ def _choices(
             saves = Measurement("saves", value, low, high, "ms", n, how, machine, bench.contract.level)  # type: ignore[arg-type]
             loss = sum(harm[change] for change in changes)
             hurts = Measurement("divergence", loss, loss, loss, "nats", examples, how, machine, 0.0)  # type: ignore[arg-type]
-            options.append(PartOption(name=choice.name, loss=hurts, saves=saves))
+            _, size, memory = (-cost for cost in choice.costs)
+            more = megabytes(size, memory, machine, summed=len(changes) > 1)
+            options.append(PartOption(name=choice.name, loss=hurts, saves=saves, **more))
         found.append(PartChoice(part=part.name, chosen=taken[0].name, options=tuple(options)))
     return tuple(found)

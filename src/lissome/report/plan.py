@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lissome.core.manifest import Manifest, PartChoice, PartOption
+from lissome.core.measurement import Measurement
 from lissome.report import figures
 from lissome.report.terminal import columns, plain_cell, sentences
 
@@ -23,9 +24,10 @@ def plan_text(manifest: Manifest) -> str:
 
 def plan_table(manifest: Manifest) -> Table:
     """One line a part: what was chosen, what it saves and costs by itself, and the alternatives as "name: saves/costs"."""
-    shown = columns([("part", "left"), ("chosen", "left"), ("saves ms", "right"), ("costs nats", "right"), ("instead of (ms saved / nats)", "left")], wide=4)
+    shown = columns([("part", "left"), ("chosen", "left"), ("saves ms", "right"), ("MB memory", "right"), ("MB files", "right"), ("costs nats", "right"), ("instead of (ms saved / nats)", "left")], wide=6)
     for part in manifest.parts:
-        cells = (part.part, part.chosen, figures.number(part.taken.saves.value), cost(part.taken), alternatives(part))
+        taken = part.taken
+        cells = (part.part, part.chosen, figures.number(taken.saves.value), saved(taken.memory), saved(taken.size), cost(taken), alternatives(part))
         shown.add_row(*map(plain_cell, cells))
     return shown
 
@@ -34,6 +36,11 @@ def alternatives(part: PartChoice) -> str:
     """What else could have been done to the part, with what it would have saved and cost."""
     others = [option for option in part.options if option.name != part.chosen]
     return "; ".join(f"{option.name} {figures.number(option.saves.value)}/{cost(option)}" for option in others)
+
+
+def saved(figure: Measurement | None) -> str:
+    """Megabytes saved; nothing where they were not taken."""
+    return "" if figure is None else figures.number(figure.value)
 
 
 def cost(option: PartOption) -> str:
