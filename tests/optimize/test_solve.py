@@ -14,7 +14,7 @@ from lissome.core.manifest import Option
 from lissome.core.statistics import asymptotic_upper_bound
 from lissome.engines.measure import Result, Subject
 from lissome.optimize.options import ORIGINAL
-from lissome.optimize.solve import loosened, needed_drop, read, solve
+from lissome.optimize.solve import LIKELY, loosened, needed_drop, read, solve
 from lissome.optimize.tables import Row
 
 N = 2000
@@ -56,6 +56,12 @@ def three_ways() -> list[Row]:
 def test_the_fastest_row_that_keeps_every_limit_is_first():
     solution = solve(three_ways(), Contract(max_drop="1%", latency="2x"), MACHINE, 5000)
     assert [row.option for row in solution.ranked] == [MIDDLE, SLOW]  # the fastest loses 2 points
+
+
+def test_where_nothing_is_sure_the_likeliest_is_first_and_not_the_fastest():
+    rows = table(made(FAST, 1.0, 150, 24, 12, 2), made(MIDDLE, 2.0, 200, 45, 9, 2))
+    assert [row.option for row in solve(rows, Contract(max_drop="1%", latency="2x"), MACHINE, 5000, LIKELY).ranked] == [MIDDLE, FAST]
+    assert [row.option for row in solve(rows, Contract(max_drop="3%", latency="2x"), MACHINE, 5000).ranked] == [FAST, MIDDLE]
 
 
 def test_a_loose_drop_lets_the_fastest_through():

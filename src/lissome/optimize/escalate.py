@@ -26,8 +26,8 @@ from lissome.optimize.survey import finalists
 from lissome.optimize.tables import Row, build_variant, measure_rows
 from lissome.train.finetune import score_of
 
-ENGINES = 2
-"""How many ways of running a changed model are tried: the fastest of different engines."""
+WAYS = 3
+"""How many ways of running a changed model are tried: engine and precision."""
 TABLE_S = 90.0
 """About what the tables of a rung take, before anything was timed: a guess, only used to compare with --spend."""
 
@@ -77,15 +77,16 @@ class Climb:
         return solve(self.rows, self.bench.contract, self.bench.machine.fingerprint, len(self.bench.task.splits["test"]), sure)
 
     def options(self) -> list[Option]:
-        """Ways that run the model as it is, one an engine: first what is nearest to the limits other than accuracy, of equals the fastest.
+        """Ways that run the model as it is: first what is nearest to the limits other than accuracy, of equals the fastest.
 
-        Compiled ones are left out, as every shape would be compiled anew.
+        Several of one engine too: a precision that is no faster for the whole model may be for a smaller one. Compiled ones are left out, as every shape
+        would be compiled anew.
         """
         usable = [row for row in self.rows if row.usable and row.variant is None and row.keepable and row.option.engine != "torch.compile"]
-        best: dict[str, Option] = {}
+        best: dict[tuple[str, str], Option] = {}
         for row in sorted(usable, key=lambda row: (distance(shrink.missed(self.bench, row)), latency_of(row, self.solution.name))):
-            best.setdefault(row.option.engine, row.option)
-        return list(best.values())[:ENGINES]
+            best.setdefault((row.option.engine, row.option.precision), row.option)
+        return list(best.values())[:WAYS]
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def small_in_int8(climb: Climb) -> list[Row]:
     bench, small, shape, limit = climb.bench, climb.small, climb.shape, climb.bench.contract.limit("max_drop")
     if small is None or shape is None:
         raise CannotHelp("There is no smaller model to quantise")
-    options = [Option(engine=one.engine, precision="mixed", padding=one.padding) for one in shape.options if one.engine in MIXED]
+    engines = {one.engine: Option(engine=one.engine, precision="mixed", padding=one.padding) for one in reversed(shape.options) if one.engine in MIXED}
+    options = list(reversed(engines.values()))
     if limit is None or not options:
         raise CannotHelp("It makes int8 more accurate, and that is not what is missing")
     assert climb.rows[0].scores is not None

@@ -125,7 +125,10 @@ class Solution:
 
 
 def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int, sure: float = SURE) -> Solution:
-    """Rank the rows that keep every limit by latency; when none does, find the nearest point. `rows[0]` is the original; sure: as `read` takes it."""
+    """Rank the rows that keep every limit by latency; when none does, find the nearest point. `rows[0]` is the original; sure: as `read` takes it.
+
+    Below SURE the rows that keep every limit are ranked by how likely the test split is to confirm their accuracy: speed to spare is of no use then.
+    """
     original, usable = rows[0], [row for row in rows if row.usable and row.keepable]
     if not usable:
         raise BadInput(
@@ -137,6 +140,8 @@ def solve(rows: Sequence[Row], contract: Contract, machine: str, test_size: int,
     limit = contract.limit("latency")
     name = limit.name if limit else "latency_p50"
     ranked = rank(feasible, name)
+    if sure < SURE:
+        ranked.sort(key=lambda row: max((reading.excess for reading in readings[id(row)] if reading.limit.quantity == "max_drop"), default=0.0))
     if ranked:
         return Solution(tuple(ranked), front(usable, original, name), name)
     nearest = min(usable, key=lambda row: distance(readings[id(row)]))
