@@ -8,7 +8,7 @@ import torch
 from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.errors import BadModel
-from lissome.core.manifest import read_manifest
+from lissome.core.manifest import Option, read_manifest
 from lissome.data import load_task
 from lissome.engines.artifact import open_artifact
 from lissome.machine.identity import identify
@@ -16,10 +16,12 @@ from lissome.nn.load import load_model
 from lissome.optimize import escalate, shrink
 from lissome.optimize.bench import make_bench
 from lissome.optimize.escalate import CannotHelp, check_time
+from lissome.optimize.options import ORIGINAL
 from lissome.optimize.recheck import verify
 from lissome.optimize.run import optimize
 from lissome.optimize.sensitivity import probe_of
 from lissome.optimize.solve import Reading
+from lissome.optimize.tables import built
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +141,6 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     """The first shape that is built misses the limit on size; the next one is smaller."""
     heard, asked = Heard(), []
     bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), heard)
-    from lissome.core.manifest import Option
-    from lissome.optimize.options import ORIGINAL
-    from lissome.optimize.tables import built
-
     base, _ = shrink.ground(bench, built(bench, ORIGINAL), [Option(engine="onnxruntime", precision="fp32")])
     solved = shrink._solved
     monkeypatch.setattr(shrink, "_solved", lambda menus, budgets: asked.append(budgets[1]) or solved(menus, budgets))
@@ -152,3 +150,25 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     assert shrink.plan(bench, base, probe_of(bench)) is not None
     assert len(asked) == 2
     assert asked[1] < asked[0] < 0
+
+
+def test_an_option_that_cannot_be_built_is_not_planned_for(here, monkeypatch):
+    heard = Heard()
+    bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), heard)
+    plain, mixed = Option(engine="onnxruntime", precision="fp32"), Option(engine="onnxruntime", precision="mixed")
+    original = built(bench, ORIGINAL)
+    base, floor = shrink.ground(bench, original, [plain, mixed])
+    assert base.option == mixed, "in int8 it has to shrink least"
+    assert floor.size < base.base.size < original.size
+    real = shrink.variant_row
+
+    def refusing(bench, model, option):
+        if option == mixed:
+            raise BadModel("nothing in it can be quantised")
+        return real(bench, model, option)
+
+    monkeypatch.setattr(shrink, "variant_row", refusing)
+    assert shrink.ground(bench, original, [mixed, plain])[0].option == plain
+    assert "Not planned for onnxruntime mixed: nothing in it can be quantised" in heard.said
+    with pytest.raises(BadModel, match="can be quantised"):
+        shrink.ground(bench, original, [mixed])

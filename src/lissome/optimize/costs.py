@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lissome.compress.quantize.apply import quantize
+from lissome.compress.quantize.config import QuantizeConfig
+from lissome.compress.quantize.task import calibration
 from lissome.core.cache import digest
 from lissome.core.errors import LissomeError
 from lissome.core.manifest import Option
@@ -51,9 +54,13 @@ def megabytes(size: float, memory: float, machine: str, *, summed: bool = False)
 def variant_row(bench: Bench, model: Model, option: Option) -> Row:
     """A changed copy of the model, built for `option` and ready to be timed; it is not scored, so its outputs are not gated here.
 
-    Raises EngineFailed where an exporter refuses it.
+    For a precision by layer all layers are in int8, with the scales that are found first: they do not change the speed. Raises EngineFailed where an
+    exporter refuses it.
     """
-    return exported(vary(bench, model, "").bench, option)
+    if option.precision != "mixed":
+        return exported(vary(bench, model, "").bench, option)
+    made = quantize(model, QuantizeConfig(reduce_range=bench.recipe.reduce_range), calibration(bench.task, bench.seed))
+    return exported(vary(bench, made.model, "", quantized=made).bench, option)
 
 
 def exported(bench: Bench, option: Option) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
@@ -201,7 +201,8 @@ def prune_and_distil(climb: Climb) -> list[Row]:
         raise CannotHelp('A limit on size or memory beside others is solved by scipy, which is not installed: pip install "lissome[plan]"')
     options = climb.options()
     check_time(bench, "tables of what can shrink", 2 * TABLE_S)
-    base, floor = shrink.ground(bench, climb.rows[0], options)
+    mixed = int8_by_layer(options) if bench.contract.limit("max_drop") else []
+    base, floor = shrink.ground(bench, climb.rows[0], [*options, *mixed])
     if floor.trouble is not None:
         raise CannotHelp(f"The smallest shape of the model does not run under {base.option.name}: {floor.trouble}")
     over = shrink.missed(bench, floor)
@@ -232,6 +233,15 @@ def distil_longer(climb: Climb) -> list[Row]:
     return taught_rows(climb, shape, shrink.LONG)
 
 
+def int8_by_layer(options: Sequence[Option]) -> list[Option]:
+    """The engines of some ways, each with lissome's own int8 graph, where they can run it."""
+    found: dict[str, Option] = {}
+    for one in options:
+        if one.engine in MIXED:
+            found.setdefault(one.engine, Option(engine=one.engine, precision="mixed", padding=one.padding))
+    return list(found.values())
+
+
 def taught_rows(climb: Climb, shape: Shape, epochs: float) -> list[Row]:
     """The rows of a smaller shape after `epochs` of teaching."""
     climb.small = shrink.taught(climb.bench, shape.model, shrink.words(shape.parts), shape.parts, epochs, (shape.step,))
@@ -243,8 +253,7 @@ def small_in_int8(climb: Climb) -> list[Row]:
     bench, small, shape, limit = climb.bench, climb.small, climb.shape, climb.bench.contract.limit("max_drop")
     if small is None or shape is None:
         raise CannotHelp("There is no smaller model to quantise")
-    engines = {one.engine: Option(engine=one.engine, precision="mixed", padding=one.padding) for one in reversed(shape.options) if one.engine in MIXED}
-    options = list(reversed(engines.values()))
+    options = int8_by_layer(shape.options)
     if limit is None or not options:
         raise CannotHelp("It makes int8 more accurate, and that is not what is missing")
     assert climb.rows[0].scores is not None

@@ -18,7 +18,7 @@ from lissome.compress.distill.config import DistillConfig, DistillTaskConfig
 from lissome.compress.distill.task import distil_for_task
 from lissome.compress.prune import importance
 from lissome.core.contract import Limit
-from lissome.core.errors import BadModel
+from lissome.core.errors import BadModel, LissomeError
 from lissome.core.manifest import Option, PartChoice, PartOption
 from lissome.core.measurement import Measurement
 from lissome.optimize.additive import Choice, Point, front, within
@@ -74,8 +74,15 @@ def ground(bench: Bench, original: Row, options: Sequence[Option]) -> tuple[Grou
     scores = unit_scores(bench, structure)
     least = [ways[-1] for part in structure.parts for ways in part.changes if ways] + [part.out for part in structure.parts if part.out]
     smallest = cut(structure, least, scores)
-    rows = [variant_row(bench, model, option) for option in options for model in (bench.model, smallest)]
-    before, *rows = with_results([Row(ORIGINAL, original.form, original.size), *rows], bench)
+    made: list[Row] = []
+    for option in options:
+        try:
+            made += [variant_row(bench, model, option) for model in (bench.model, smallest)]
+        except LissomeError as error:
+            if option is options[-1] and not made:
+                raise
+            bench.progress.say(f"Not planned for {option.name}: {error.what}")
+    before, *rows = with_results([Row(ORIGINAL, original.form, original.size), *made], bench)
     grounds = [(Ground(structure, base.option, scores, before, base), floor) for base, floor in zip(rows[::2], rows[1::2], strict=True)]
     return min(grounds, key=lambda pair: _shrinkage(bench, *pair))
 
