@@ -39,6 +39,10 @@ class BadModel(BadInput):
     """A model that is missing, unreadable, unsafe to read or numerically broken."""
 
 
+class BadTensor(BadInput, ValueError):
+    """A tensor of a shape, type or content that an operation does not take."""
+
+
 class BadTask(BadInput):
     """A task whose data cannot be used as it stands."""
 

@@ -85,16 +85,20 @@ def _chunks(selection: Selection, tiled: torch.Size, kv_heads: int) -> Iterator[
 def _chunk(selection: Selection, tiles: torch.Tensor, widest: int) -> _Chunk:
     blocks, masks = selection.blocks[:, :, tiles, :widest].long(), selection.masks[:, :, tiles, :widest].long()
     inside = torch.arange(TILE, device=blocks.device)
-    rows = (blocks[..., None].clamp(min=0) * TILE + inside).clamp(max=selection.keys - 1)
+    rows = blocks[..., None] * TILE + inside
+    there = (blocks >= 0)[..., None] & (rows < selection.keys)
+    rows = rows.clamp(0, selection.keys - 1)
     if selection.tokens is not None:
-        places = ((blocks - selection.plain)[..., None] * TILE + inside).clamp(0, selection.extra - 1)
+        places = (blocks - selection.plain)[..., None] * TILE + inside
+        there = there | ((places >= 0) & (places < selection.extra))
+        places = places.clamp(0, selection.extra - 1)
         shape = (*places.shape[:2], places.shape[2] * places.shape[3] * TILE)
         tokens = selection.tokens.expand(*places.shape[:2], -1).gather(2, places.reshape(shape)).view(places.shape)
         rows = torch.where((blocks >= selection.plain)[..., None], tokens, rows)
     visible = (masks == FULL)[..., None, None].expand(*masks.shape, TILE, TILE)
     if len(selection.bits):
         visible = visible | unpacked(torch.where((masks >= 0)[..., None], selection.bits[masks.clamp(min=0)], 0))
-    visible = visible & (blocks >= 0)[..., None, None]
+    visible = visible & there[..., None, :]
     return _Chunk(tiles, rows.flatten(3), visible.permute(0, 1, 2, 4, 3, 5).flatten(4))
 
 

@@ -24,8 +24,8 @@ class Selection:
     """Which keys every query sees.
 
     blocks: [b, h, tiles, most] int32, for each tile of queries the blocks it visits, rising, then -1; b is 1 or the batch, h is 1 or the query heads.
-    A block number from ceil(keys / 64) on means 64 of `tokens`. masks: the same shape, FULL where each query of the tile sees each key of the block,
-    else a row of `bits`.
+    A block number from ceil(keys / 64) on means 64 of `tokens`. masks: the same shape, FULL where each query of the tile sees each key that is in the
+    block, else a row of `bits`.
     bits: [masks, 64] int64: bit r of bits[m, j] says that row r of the tile sees key j of the block.
     tokens: [b, h, extra] int64, positions of keys that are visited by themselves; None without.
     queries, keys: lengths. offset: position of the first query among the keys; row r of tile t stands at 64 * (offset // 64 + t) + r.
@@ -65,10 +65,11 @@ class Selection:
         """How many pairs of a tile and a block are visited, over all batches and heads."""
         return int((self.blocks >= 0).sum())
 
-    def pairs(self) -> torch.Tensor:
-        """[b, h, tiles, most] int64: how many pairs of a query and a key are visible in each visit."""
-        counts = torch.cat([_ones(self.bits), torch.tensor([TILE * TILE])])  # FULL is the last row
-        return torch.where(self.blocks >= 0, counts[self.masks.long()], 0)
+    def pairs(self) -> int:
+        """How many pairs of a query row and a key are visible, over all batches and heads; rows of a tile without a query count too."""
+        count = torch.where(self.blocks < self.plain, self.keys - self.blocks * TILE, self.extra - (self.blocks - self.plain) * TILE).clamp(max=TILE)
+        partly = unpacked(self.bits).sum((-1, -2))[self.masks.clamp(min=0).long()] if len(self.bits) else count
+        return int(torch.where(self.blocks >= 0, torch.where(self.masks == FULL, count * TILE, partly), 0).sum())
 
     def to(self, device: torch.device | str) -> Selection:
         """The same on another device."""
@@ -88,7 +89,7 @@ class Selection:
         whole = found[..., : self.keys].clone()
         if self.tokens is not None:
             start = self.plain * TILE
-            places = self.tokens[:, :, None].expand(-1, -1, self.queries, -1)
+            places = self.tokens[:, :, None].expand(batch, heads, self.queries, -1)
             whole.scatter_add_(3, places, found[..., start : start + self.extra])
         if int(whole.max() if whole.numel() else 0) > 1:
             raise BadInput("a key of this selection is visible to a query twice")
@@ -114,10 +115,6 @@ def packed(masks: torch.Tensor) -> torch.Tensor:
 def unpacked(bits: torch.Tensor) -> torch.Tensor:
     """[..., 64 keys] int64 as [..., 64 rows, 64 keys] bool."""
     return ((bits.unsqueeze(-2) >> torch.arange(TILE, device=bits.device)[:, None]) & 1).bool()
-
-
-def _ones(bits: torch.Tensor) -> torch.Tensor:
-    return unpacked(bits).sum((-1, -2)) if len(bits) else torch.zeros(0, dtype=torch.int64)
 
 
 def assemble(

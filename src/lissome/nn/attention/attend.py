@@ -1,0 +1,75 @@
+"""`attend`: attention over what a selection shows, by the fastest backend that can."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+
+from lissome.core.errors import BadTensor
+from lissome.kernels.attention import chunked, native, reference
+from lissome.kernels.attention.selection import Selection
+
+Backend = Literal["auto", "native", "chunked", "reference"]
+_RECOMPUTING = {"native": native, "chunked": chunked}
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection, *, scale: float | None = None, backend: Backend = "auto") -> torch.Tensor:
+    """Softmax attention of every query over the keys that the selection shows it.
+
+    q [batch, heads, queries, dim], k [batch, kv_heads, keys, dim], v [batch, kv_heads, keys, value_dim] -> [batch, heads, queries, value_dim]. heads is a
+    multiple of kv_heads. scale: of the scores, 1 / sqrt(dim) by default. A query that sees no key gives zeros. Trains with every backend; "native" is C++
+    on the CPU (float32, bfloat16), "chunked" torch anywhere, "reference" the plain way at the cost of all pairs.
+
+    Raises BadTensor (a ValueError) for shapes that do not fit each other or the selection, for a type or width that the backend does not take, and where
+    the result is not finite.
+    """
+    _check(q, k, v, selection)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend == "reference":
+        return reference.attend(q, k, v, selection, scale)
+    trouble = native.fits(q, v) if backend in ("auto", "native") else None
+    if backend == "native" and trouble:
+        raise BadTensor(f"the native kernel cannot take q {_told(q)}, v {_told(v)}: {trouble}", do='use backend="auto"')
+    chosen = backend if backend != "auto" else "chunked" if trouble else "native"
+    return cast(torch.Tensor, _Attend.apply(q, k, v, selection, scale, chosen))
+
+
+class _Attend(torch.autograd.Function):
+    """Forward and backward of one backend, keeping only what is linear in the length."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection, scale: float, backend: str) -> torch.Tensor:
+        out, lse = _RECOMPUTING[backend].forward(q, k, v, selection, scale)
+        if not torch.isfinite(out.sum()) and not torch.isfinite(out).all():
+            raise BadTensor(f"the result is not finite: q {_told(q)}, k {_told(k)} or v {_told(v)} holds NaN or infinity, or their products overflow")
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.how = selection, scale, backend
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        selection, scale, backend = ctx.how
+        found = _RECOMPUTING[backend].backward(grad, q, k, v, out, lse, selection, scale)
+        return *(one.to(given.dtype) for one, given in zip(found, (q, k, v), strict=True)), None, None, None
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection) -> None:
+    shapes = f"q {_told(q)}, k {_told(k)}, v {_told(v)}"
+    if not (q.ndim == k.ndim == v.ndim == 4):
+        raise BadTensor(f"{shapes} do not fit", expected="[batch, heads, length, dim] each")
+    if not (q.dtype == k.dtype == v.dtype and q.dtype.is_floating_point):
+        raise BadTensor(f"{shapes} are of different types or not floats", expected="one floating-point type")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise BadTensor(f"{shapes} do not fit each other", expected="one batch size, k and v of one length, q and k of one dim, heads a multiple of kv_heads")
+    if (q.shape[2], k.shape[2]) != (selection.queries, selection.keys):
+        raise BadTensor(f"{shapes}: the selection is for {selection.queries} queries and {selection.keys} keys")
+    batch, heads = selection.blocks.shape[:2]
+    if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]):
+        raise BadTensor(f"{shapes}: the selection is for batch {batch} and {heads} heads", expected="1, or as many as q has")
+
+
+def _told(tensor: torch.Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
