@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_said(make, said):
 def test_what_attend_cannot_take_is_named_with_its_shape():
     q, k, v = inputs(40)
     good = select(window(8), Sight(40, 40))
-    for given, said in [
+    for tensors, said in [
         ((q[0], k, v), r"\[6, 40, 16\].*do not fit"),
         ((q, k, v.double()), "different types"),
         ((q.int(), k.int(), v.int()), "not floats"),
@@ -191,10 +191,10 @@ def test_what_attend_cannot_take_is_named_with_its_shape():
         ((q[:, :, :30], k, v), "the selection is for 40 queries"),
     ]:
         with pytest.raises(ValueError, match=said):
-            attend(*given, good)
+            attend(*tensors, good)
     with pytest.raises(ValueError, match="selection is for batch 1 and 4 heads"):
         attend(q, k, v, select(multi_scale(4, 8), Sight(40, 40, heads=4)))
-    with pytest.raises(ValueError, match="native kernel cannot take.*float64"):
+    with pytest.raises(ValueError, match=r"native kernel cannot take.*float64"):
         attend(q.double(), k.double(), v.double(), good, backend="native")
     with pytest.raises(ValueError, match="not finite"):
         attend(q, k, torch.full_like(v, float("nan")), good)

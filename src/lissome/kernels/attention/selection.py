@@ -79,21 +79,21 @@ class Selection:
     def dense(self) -> torch.Tensor:
         """[b, h, queries, keys] bool: the whole mask. Raises BadInput where a key is visible to a query twice."""
         batch, heads, tiles, _ = self.blocks.shape
-        columns = (self.plain + blocks_of(self.extra)) * TILE
-        found = torch.zeros(batch, heads, tiles, TILE, columns, dtype=torch.int32, device=self.blocks.device)
-        table = torch.cat([unpacked(self.bits), torch.ones(1, TILE, TILE, dtype=torch.bool, device=self.bits.device)]).int()
-        for b, h, t, e in (self.blocks >= 0).nonzero().tolist():
-            at = int(self.blocks[b, h, t, e]) * TILE
-            found[b, h, t, :, at : at + TILE] += table[int(self.masks[b, h, t, e])]
-        found = found.flatten(2, 3)[:, :, self.lead : self.lead + self.queries]
-        whole = found[..., : self.keys].clone()
-        if self.tokens is not None:
-            start = self.plain * TILE
-            places = self.tokens[:, :, None].expand(batch, heads, self.queries, -1)
-            whole.scatter_add_(3, places, found[..., start : start + self.extra])
-        if int(whole.max() if whole.numel() else 0) > 1:
+        every = torch.ones(1, TILE, TILE, dtype=torch.bool, device=self.bits.device)  # FULL is the last row
+        table = torch.cat([unpacked(self.bits), every])
+        at = (self.blocks >= 0).nonzero(as_tuple=True)
+        cells = every.new_zeros(batch, heads, tiles, self.plain + blocks_of(self.extra), TILE, TILE)
+        cells[(*at[:3], self.blocks[at].long())] = table[self.masks[at].long()]
+        found = cells.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, self.lead : self.lead + self.queries]
+        whole = found[..., : self.keys]
+        if self.tokens is None:
+            return whole.contiguous()
+        start = self.plain * TILE
+        places = self.tokens[:, :, None].expand(batch, heads, self.queries, -1)
+        counts = whole.int().scatter_add(3, places, found[..., start : start + self.extra].int())
+        if counts.numel() and int(counts.max()) > 1:
             raise BadInput("a key of this selection is visible to a query twice")
-        return whole.bool()
+        return counts.bool()
 
 
 def blocks_of(length: int) -> int:
@@ -117,9 +117,7 @@ def unpacked(bits: torch.Tensor) -> torch.Tensor:
     return ((bits.unsqueeze(-2) >> torch.arange(TILE, device=bits.device)[:, None]) & 1).bool()
 
 
-def assemble(
-    lengths: tuple[int, int, int], batch: int, heads: int, visits: torch.Tensor, bits: torch.Tensor, tokens: torch.Tensor | None = None
-) -> Selection:
+def assemble(lengths: tuple[int, int, int], batch: int, heads: int, visits: torch.Tensor, bits: torch.Tensor, tokens: torch.Tensor | None = None) -> Selection:
     """A selection from its visits.
 
     lengths: queries, keys, offset. visits: [n, 4] int64, (batch, head, tile, block) in rising order; bits: [n, 64] int64, what is visible in each. Visits

@@ -1,4 +1,4 @@
-"""Selections put together: the union of two, and one that a rule cuts down. Everything is worked out on whole blocks; bits only where a block is seen in part."""
+"""Selections put together: the union of two, and one that a rule cuts down. All is worked out on whole blocks; bits only where a block is seen in part."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def union(a: Selection, b: Selection) -> Selection:
     if a.tokens is not None and b.tokens is not None:
         raise ValueError("a union of two patterns with tokens of their own: give all tokens to one of them")
     shape = torch.broadcast_shapes(a.blocks.shape[:3], b.blocks.shape[:3])
-    blocks, masks = (
-        torch.cat([one.expand(*shape, -1) for one in pair], -1) for pair in ((a.blocks, b.blocks), (a.masks, torch.where(b.masks >= 0, b.masks + len(a.bits), b.masks)))
-    )
+    later = torch.where(b.masks >= 0, b.masks + len(a.bits), b.masks)
+    blocks, masks = (torch.cat([one.expand(*shape, -1) for one in pair], -1) for pair in ((a.blocks, b.blocks), (a.masks, later)))
     bits = torch.cat([a.bits, b.bits])
     blocks, order = torch.where(blocks < 0, NOWHERE, blocks).sort(dim=-1, stable=True)
     masks = masks.gather(-1, order)

@@ -7,10 +7,11 @@ from typing import Any, Literal, cast
 import torch
 
 from lissome.core.errors import BadTensor
-from lissome.kernels.attention import chunked, native, reference
+from lissome.kernels.attention import chunked, dense, native, reference
 from lissome.kernels.attention.selection import Selection
+from lissome.nn.attention.crossover import costs
 
-Backend = Literal["auto", "native", "chunked", "reference"]
+Backend = Literal["auto", "native", "chunked", "dense", "reference"]
 _RECOMPUTING = {"native": native, "chunked": chunked}
 
 
@@ -18,20 +19,23 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selecti
     """Softmax attention of every query over the keys that the selection shows it.
 
     q [batch, heads, queries, dim], k [batch, kv_heads, keys, dim], v [batch, kv_heads, keys, value_dim] -> [batch, heads, queries, value_dim]. heads is a
-    multiple of kv_heads. scale: of the scores, 1 / sqrt(dim) by default. A query that sees no key gives zeros. Trains with every backend; "native" is C++
-    on the CPU (float32, bfloat16), "chunked" torch anywhere, "reference" the plain way at the cost of all pairs.
+    multiple of kv_heads. scale: of the scores, 1 / sqrt(dim) by default. A query that sees no key gives zeros. Trains with every backend: "native" is C++
+    on the CPU (float32, bfloat16), "chunked" torch anywhere, "dense" torch's own attention over all pairs with a mask, "reference" the plain way. "auto"
+    takes the native kernel where it can and where visiting blocks pays, by what was measured once on this machine.
 
     Raises BadTensor (a ValueError) for shapes that do not fit each other or the selection, for a type or width that the backend does not take, and where
     the result is not finite.
     """
     _check(q, k, v, selection)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend == "reference":
-        return reference.attend(q, k, v, selection, scale)
+    if backend in ("reference", "dense"):
+        return (reference if backend == "reference" else dense).attend(q, k, v, selection, scale)
     trouble = native.fits(q, v) if backend in ("auto", "native") else None
     if backend == "native" and trouble:
         raise BadTensor(f"the native kernel cannot take q {_told(q)}, v {_told(v)}: {trouble}", do='use backend="auto"')
     chosen = backend if backend != "auto" else "chunked" if trouble else "native"
+    if backend == "auto" and chosen == "native" and not costs(torch.get_num_threads()).pays(selection, *q.shape[:2]):
+        return dense.attend(q, k, v, selection, scale)
     return cast(torch.Tensor, _Attend.apply(q, k, v, selection, scale, chosen))
 
 

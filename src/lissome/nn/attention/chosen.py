@@ -16,13 +16,15 @@ from torch.nn import functional
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
 from lissome.nn.attention.patterns import Pattern, Sight, of_tokens
 
-Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(queries [batch, heads, tiles, dim], keys [batch, kv_heads, keys, dim]) -> scores of blocks [batch, heads, tiles, blocks]."""
+Scorer = Callable[[torch.Tensor, Sight], torch.Tensor]
+"""(queries [batch, heads, tiles, dim], what the pattern looks at) -> scores of blocks [batch, heads, tiles, blocks]."""
 
 
-def pooled_keys(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def pooled_keys(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     """A block's score is its mean key's (MoBA, Lu et al. 2025)."""
-    return _scores(queries, pooled(keys))
+    assert sight.k is not None
+    means = pooled(sight.k) if sight.means is None else sight.means
+    return queries.float() @ means.repeat_interleave(queries.shape[1] // means.shape[1], 1).transpose(-1, -2)
 
 
 def pooled(keys: torch.Tensor) -> torch.Tensor:
@@ -34,15 +36,11 @@ def pooled(keys: torch.Tensor) -> torch.Tensor:
     return sums / counts.to(sums.device)
 
 
-def random_blocks(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def random_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     """Blocks by lot, the same in every call: what a scorer must beat."""
-    shape = (*queries.shape[:3], blocks_of(keys.shape[2]))
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(queries.device)
-
-
-def _scores(queries: torch.Tensor, summaries: torch.Tensor) -> torch.Tensor:
-    group = queries.shape[1] // summaries.shape[1]
-    return queries.float() @ summaries.repeat_interleave(group, 1).transpose(-1, -2)
+    tiles = sight.offset // TILE + queries.shape[2]
+    lot = torch.rand(*queries.shape[:2], tiles, blocks_of(sight.keys), generator=torch.Generator().manual_seed(0))
+    return lot[:, :, -queries.shape[2] :].to(queries.device)
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,13 @@ class TopBlocks(Pattern):
     @property
     def name(self) -> str:  # type: ignore[override]
         """As it is written."""
-        return f"top_blocks({self.count}, {self.scorer.__name__})"
+        return f"top_blocks({self.count})" if self.scorer is pooled_keys else f"top_blocks({self.count}, {self.scorer.__name__})"
 
     def visits(self, sight: Sight) -> Selection:
         """The chosen blocks, each shown whole."""
         if sight.q is None or sight.k is None:
             raise ValueError(f"{self.name} chooses by queries and keys: give both")
-        scores = self.scorer(leading(sight), sight.k)
+        scores = self.scorer(leading(sight), sight)
         scores = scores.masked_fill(_hidden(sight, scores.shape[-1]), float("-inf"))
         best = scores.topk(min(self.count, scores.shape[-1]), -1)
         blocks = torch.where(best.values == float("-inf"), torch.iinfo(torch.int32).max, best.indices).sort(dim=-1).values

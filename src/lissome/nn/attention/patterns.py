@@ -34,7 +34,8 @@ class Sight:
 
     q: [batch, heads, queries, dim] and k: [batch, kv_heads, keys, dim], None where only places matter. offset: position of the first query among the keys.
     causal: whether the future is hidden. first: [batch, heads, dim], the query that stands first in the tile of the first one, where `q` begins inside a
-    tile. shown: what the patterns to the left of a `|` show already.
+    tile. means: mean keys of the complete blocks [batch, kv_heads, blocks, dim], where they are known already. shown: what the patterns to the left of a `|`
+    show already.
     """
 
     queries: int
@@ -45,6 +46,7 @@ class Sight:
     q: torch.Tensor | None = None
     k: torch.Tensor | None = None
     first: torch.Tensor | None = None
+    means: torch.Tensor | None = None
     shown: Selection | None = None
 
 
@@ -178,14 +180,22 @@ def window(width: int) -> Rule:
 def sink(count: int) -> Rule:
     """The first `count` keys, which models use as a place to attend to nothing (StreamingLLM, Xiao et al. 2023)."""
     _at_least("sink", count, 1)
-    return Rule(f"sink({count})", lambda q, k: (k < count) & (q >= 0), lambda q, k: (k.first < count) & (q.last >= 0), lambda q, k: (k.last < count) & (q.last >= 0))
+    return Rule(
+        f"sink({count})",
+        lambda q, k: (k < count) & (q >= 0),
+        lambda q, k: (k.first < count) & (q.last >= 0),
+        lambda q, k: (k.last < count) & (q.last >= 0),
+    )
 
 
 def from_first(count: int) -> Rule:
     """The first `count` queries see every key, as a classifier's [CLS] does; attention both ways only."""
     _at_least("from_first", count, 1)
     return Rule(
-        f"from_first({count})", lambda q, k: (q < count) & (k >= 0), lambda q, k: (q.first < count) & (k.last >= 0), lambda q, k: (q.last < count) & (k.last >= 0)
+        f"from_first({count})",
+        lambda q, k: (q < count) & (k >= 0),
+        lambda q, k: (q.first < count) & (k.last >= 0),
+        lambda q, k: (q.last < count) & (k.last >= 0),
     )
 
 
@@ -198,7 +208,7 @@ class Tokens(Pattern):
     @property
     def name(self) -> str:  # type: ignore[override]
         """As it is written."""
-        return f"tokens({', '.join(map(str, self.positions[:4]))}{', ...' if len(self.positions) > 4 else ''})"
+        return f"tokens([{', '.join(map(str, self.positions))}])"
 
     def visits(self, sight: Sight) -> Selection:
         """Blocks of these tokens, visited by every tile."""

@@ -1,0 +1,124 @@
+"""Any transformers model whose attention goes through its AttentionInterface, with a pattern per layer.
+
+    use(model, "window(512) | sink(64) | top_blocks(8)")   # or a list with one for each layer
+
+The patterns stand in the model's configuration as text, and are saved with it; after `register()`, `model.set_attn_implementation("lissome")` reads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lissome.core.errors import BadConfig, BadModel
+from lissome.nn.attention.attend import attend
+from lissome.nn.attention.past import Past
+from lissome.nn.attention.patterns import Pattern, select
+from lissome.nn.attention.written import parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "lissome"
+FIELD = "lissome_attention"
+"""Where a model's configuration holds its patterns: one text, or a list with one for each layer; None in it: dense."""
+_PASTS: weakref.WeakKeyDictionary[torch.nn.Module, Past] = weakref.WeakKeyDictionary()
+
+
+def use(model: PreTrainedModel, pattern: Pattern | str | Sequence[Pattern | str | None]) -> PreTrainedModel:
+    """Give the model's self-attention a pattern, or a list with one for each layer (None: dense). Changes the model in place and returns it.
+
+    Raises BadConfig for a text that is no pattern or a list of another length than the layers, BadModel for a model whose attention cannot be replaced.
+    """
+    register()
+    written = str(pattern) if isinstance(pattern, Pattern | str) else [None if one is None else str(one) for one in pattern]
+    for one in [written] if isinstance(written, str) else written:
+        if one is not None:
+            parse(one)
+    config: Any = model.config
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(written, list) and layers is not None and len(written) != layers:
+        raise BadConfig(f"{len(written)} patterns for {layers} layers", expected="one for each layer, or one for all")
+    setattr(config, FIELD, written)
+    model.set_attn_implementation(NAME)
+    if config._attn_implementation != NAME:
+        raise BadModel(f"{type(model).__name__} computes attention itself and not through transformers' AttentionInterface", do="use another model")
+    return model
+
+
+def register() -> None:
+    """Make "lissome" an attention implementation of transformers."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+def mask(*args: Any, attention_mask: torch.Tensor | None = None, kv_length: int = 0, **kwargs: Any) -> torch.Tensor | None:
+    """The padding mask as it is, [batch, keys] bool; None without padding. Nothing of the size of all pairs is made."""
+    if attention_mask is None:
+        return None
+    attention_mask = attention_mask[:, -kv_length:].bool() if kv_length else attention_mask.bool()
+    return None if bool(attention_mask.all()) else attention_mask
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query [batch, heads, queries, dim], key and value [batch, kv_heads, keys, dim] -> [batch, queries, heads, dim]."""
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    written = _written(module)
+    across = not causal and (getattr(module, "is_decoder", False) or query.shape[2] != key.shape[2])  # a decoder that looks at an encoder
+    if written is None or across:
+        return _dense(query, key, value, attention_mask, scaling, causal and not across), None
+    if dropout:
+        raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
+    past = _PASTS.setdefault(module, Past()) if causal else Past()
+    sight = past.look(query, key, causal)
+    documents = None
+    if attention_mask is not None:
+        documents = torch.where(attention_mask, 0, -1)
+    out = attend(query, key, value, select(_parsed(written), sight, documents), scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None, scale: float | None, causal: bool) -> torch.Tensor:
+    """All pairs, by torch."""
+    queries, keys = q.shape[2], k.shape[2]
+    seen = None if padding is None else padding[:, None, None, :].expand(-1, 1, queries, -1)
+    if causal and (seen is not None or queries not in (1, keys)):
+        past = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        seen = past if seen is None else seen & past
+    if seen is not None:
+        seen = seen | ~seen.any(-1, keepdim=True)  # a row without keys would be NaN; it is padding, and nothing reads it
+    whole = causal and seen is None and queries > 1
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=whole, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).contiguous()
+
+
+def _written(module: torch.nn.Module) -> str | None:
+    """The pattern of a layer as text; None for dense."""
+    written = getattr(getattr(module, "config", None), FIELD, None)
+    if written is None or isinstance(written, str):
+        return written
+    index = getattr(module, "layer_idx", None)
+    if index is None:
+        raise BadModel(f"{type(module).__name__} does not know which layer it is, so it cannot have a pattern of its own", do="give one pattern for all layers")
+    found: str | None = written[index]
+    return found
+
+
+_parsed = functools.lru_cache(maxsize=256)(parse)

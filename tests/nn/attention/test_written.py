@@ -1,0 +1,36 @@
+"""A pattern is its own text."""
+
+from __future__ import annotations
+
+import pytest
+
+from lissome.core.errors import BadConfig
+from lissome.nn.attention.patterns import select
+from lissome.nn.attention.written import parse
+from tests.nn.attention.test_patterns import CHOSEN, PLAIN, inputs, looked
+
+
+@pytest.mark.parametrize("pattern", [*(pattern for pattern, _ in PLAIN), *CHOSEN], ids=str)
+def test_text_and_pattern_mean_the_same(pattern):
+    q, k, _ = inputs(200)
+    assert str(parse(str(pattern))) == str(pattern)
+    assert select(parse(str(pattern)), looked(q, k)).dense().equal(select(pattern, looked(q, k)).dense())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("windw(3)", 'there is no pattern "windw". Did you mean "window"'),
+        ("window(3", "is not a pattern"),
+        ("window()", "is not a pattern: .*missing 1 required"),
+        ("window(0)", "0 is too small"),
+        ("__import__('os').system('true')", "is not understood|there is no pattern"),
+        ("window('a')", "is not understood"),
+        ("3", '"3" is not understood'),
+        ("window(3) + sink(1)", "is not understood"),
+        ("window(3) & top_blocks(1)", "must be a rule"),
+    ],
+)
+def test_what_is_no_pattern_is_said(text, said):
+    with pytest.raises(BadConfig, match=said):
+        parse(text)
