@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all check docs bench clean
+.PHONY: demo test test-all sanitize check docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lissome demo
@@ -13,6 +13,14 @@ test: $(VENV)/.installed
 # The slow tests too.
 test-all: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# The kernels' tests on a build that stops at the first byte read or written outside of what was given.
+NATIVE = src/lissome/kernels/native
+sanitize: $(VENV)/.installed
+	mkdir -p build
+	$(CXX) -O1 -g -shared -fPIC -fopenmp -std=c++17 -fsanitize=address,undefined -fno-sanitize=shift -Wno-unknown-pragmas $(NATIVE)/attention.cpp -o build/sanitized.so
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 LISSOME_NATIVE=$(CURDIR)/build/sanitized.so \
+		OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels -k "native or instruction"
 
 # Everything else that must hold: lint, format, types, the import contract, the docs.
 check: $(VENV)/.installed

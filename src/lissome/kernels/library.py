@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def library() -> Library:
     """The native kernels of this installation."""
     import torch  # noqa: F401  its OpenMP runtime must be there first, so that both share one team of threads
 
-    path = next(iter(sorted(Path(__file__).parent.glob("_native*.so"))), None)
+    given = os.environ.get("LISSOME_NATIVE")  # another build, such as one with a sanitizer
+    path = Path(given) if given else next(iter(sorted(Path(__file__).parent.glob("_native*.so"))), None)
     if path is None:
         return Library(None, "this installation was built without a C++ compiler")
     try:
