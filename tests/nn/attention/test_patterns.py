@@ -142,7 +142,7 @@ def test_pooled_keys_are_means():
     found = pooled(keys)
     torch.testing.assert_close(found[:, :, 2], keys[:, :, 128:].mean(2))
     torch.testing.assert_close(found[:, :, 1], keys[:, :, 64:128].mean(2))
-    assert pooled_keys(torch.randn(1, 4, 3, 8), keys).shape == (1, 4, 3, 3)
+    assert pooled_keys(torch.randn(1, 4, 3, 8), Sight(130, 130, k=keys)).shape == (1, 4, 3, 3)
 
 
 def test_entropy_is_highest_where_all_is_equally_likely():

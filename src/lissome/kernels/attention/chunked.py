@@ -132,20 +132,21 @@ def _folded(rows: torch.Tensor, shared: bool, kv_heads: int) -> torch.Tensor:
     """[batch, heads, c, 64, d] as [batch, kv_heads, c, group * 64, d] where the heads of a group visit the same keys."""
     if not shared:
         return rows
-    return rows.unflatten(1, (kv_heads, -1)).transpose(2, 3).flatten(3, 4)
+    return rows.reshape(rows.shape[0], kv_heads, -1, *rows.shape[2:]).transpose(2, 3).flatten(3, 4)
 
 
 def _unfolded(rows: torch.Tensor, heads: tuple[int, ...]) -> torch.Tensor:
     """The same back, `heads` = (batch, heads, c, 64)."""
     if rows.shape[1] == heads[1]:
         return rows
-    return rows.unflatten(3, (-1, TILE)).transpose(2, 3).flatten(1, 2)
+    return rows.reshape(*rows.shape[:3], -1, TILE, rows.shape[-1]).transpose(2, 3).flatten(1, 2)
 
 
 def _tiled(rows: torch.Tensor, selection: Selection, fill: float = 0.0) -> torch.Tensor:
     """[batch, heads, queries, d] as [batch, heads, tiles, 64, d], filled up before and behind."""
     behind = selection.tiles * TILE - selection.lead - selection.queries
-    return functional.pad(rows, (0, 0, selection.lead, behind), value=fill).unflatten(2, (selection.tiles, TILE))
+    padded = functional.pad(rows, (0, 0, selection.lead, behind), value=fill)
+    return padded.reshape(*rows.shape[:2], selection.tiles, TILE, rows.shape[-1])
 
 
 def _flat(tiled: torch.Tensor, selection: Selection) -> torch.Tensor:

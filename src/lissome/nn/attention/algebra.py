@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from lissome.kernels.attention.selection import FULL, TILE, Selection, packed
@@ -18,7 +19,7 @@ def union(a: Selection, b: Selection) -> Selection:
     """What either of the two shows. Raises ValueError where both have tokens of their own."""
     if a.tokens is not None and b.tokens is not None:
         raise ValueError("a union of two patterns with tokens of their own: give all tokens to one of them")
-    shape = torch.broadcast_shapes(a.blocks.shape[:3], b.blocks.shape[:3])
+    shape = np.broadcast_shapes(a.blocks.shape[:3], b.blocks.shape[:3])
     later = torch.where(b.masks >= 0, b.masks + len(a.bits), b.masks)
     blocks, masks = (torch.cat([one.expand(*shape, -1) for one in pair], -1) for pair in ((a.blocks, b.blocks), (a.masks, later)))
     bits = torch.cat([a.bits, b.bits])
@@ -47,13 +48,13 @@ def by_head(parts: list[Selection]) -> Selection:
     begins = [0]
     for part in parts:
         begins.append(begins[-1] + len(part.bits))
-    blocks, masks = [], []
+    all_blocks, all_masks = [], []
     for part, begin in zip(parts, begins[:-1], strict=True):
         short = (0, most - part.blocks.shape[-1])
-        blocks.append(torch.nn.functional.pad(part.blocks, short, value=-1))
-        masks.append(torch.nn.functional.pad(torch.where(part.masks >= 0, part.masks + begin, part.masks), short, value=FULL))
+        all_blocks.append(torch.nn.functional.pad(part.blocks, short, value=-1))
+        all_masks.append(torch.nn.functional.pad(torch.where(part.masks >= 0, part.masks + begin, part.masks), short, value=FULL))
     batch = max(part.blocks.shape[0] for part in parts)
-    blocks, masks = (torch.cat([one.expand(batch, -1, -1, -1) for one in many], 1) for many in (blocks, masks))
+    blocks, masks = (torch.cat([one.expand(batch, -1, -1, -1) for one in many], 1) for many in (all_blocks, all_masks))
     return dataclasses.replace(parts[0], blocks=blocks, masks=masks, bits=torch.cat([part.bits for part in parts]))
 
 
@@ -63,7 +64,7 @@ def cut(selection: Selection, some: torch.Tensor, every: torch.Tensor, sees: Cal
     some, every: [b, h, tiles, most] bool, whether the rule allows any and all pairs of each visit; sees: (batch of each visit [n], positions of queries
     [n, 64, 1], of keys [n, 1, 64]) -> bool [n, 64, 64], asked where it allows part of them.
     """
-    shape = torch.broadcast_shapes(selection.blocks.shape, some.shape)
+    shape = np.broadcast_shapes(selection.blocks.shape, some.shape)
     blocks = torch.where(some, selection.blocks, -1).expand(shape).clone()
     masks = selection.masks.expand(shape).clone()
     partly = (blocks >= 0) & ~every.expand(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -12,7 +12,8 @@ from lissome.kernels.attention.selection import Selection
 from lissome.nn.attention.crossover import costs
 
 Backend = Literal["auto", "native", "chunked", "dense", "reference"]
-_RECOMPUTING = {"native": native, "chunked": chunked}
+_FORWARD = {"native": native.forward, "chunked": chunked.forward}
+_BACKWARD = {"native": native.backward, "chunked": chunked.backward}
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection, *, scale: float | None = None, backend: Backend = "auto") -> torch.Tensor:
@@ -28,15 +29,28 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selecti
     """
     _check(q, k, v, selection)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend in ("reference", "dense"):
-        return (reference if backend == "reference" else dense).attend(q, k, v, selection, scale)
-    trouble = native.fits(q, v) if backend in ("auto", "native") else None
+    way = _way(q, k, v, selection, backend)
+    if way in ("reference", "dense"):
+        out = (reference.attend if way == "reference" else dense.attend)(q, k, v, selection, scale)
+    else:
+        out = _Attend.apply(q, k, v, selection, scale, way)  # type: ignore[no-untyped-call]
+    if not torch.isfinite(out.detach().sum()) and not torch.isfinite(out.detach()).all():
+        raise BadTensor(f"the result is not finite: q {_told(q)}, k {_told(k)} or v {_told(v)} holds NaN or infinity, or their products overflow")
+    return out
+
+
+def _way(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection, backend: Backend) -> str:
+    """The backend that runs."""
+    if backend not in ("auto", "native"):
+        return backend
+    trouble = native.fits(q, v)
     if backend == "native" and trouble:
         raise BadTensor(f"the native kernel cannot take q {_told(q)}, v {_told(v)}: {trouble}", do='use backend="auto"')
-    chosen = backend if backend != "auto" else "chunked" if trouble else "native"
-    if backend == "auto" and chosen == "native" and not costs(torch.get_num_threads()).pays(selection, *q.shape[:2]):
-        return dense.attend(q, k, v, selection, scale)
-    return cast(torch.Tensor, _Attend.apply(q, k, v, selection, scale, chosen))
+    if backend == "native":
+        return backend
+    if trouble:
+        return "chunked"
+    return "native" if costs(torch.get_num_threads()).pays(selection, *q.shape[:2]) else "dense"
 
 
 class _Attend(torch.autograd.Function):
@@ -44,9 +58,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection, scale: float, backend: str) -> torch.Tensor:
-        out, lse = _RECOMPUTING[backend].forward(q, k, v, selection, scale)
-        if not torch.isfinite(out.sum()) and not torch.isfinite(out).all():
-            raise BadTensor(f"the result is not finite: q {_told(q)}, k {_told(k)} or v {_told(v)} holds NaN or infinity, or their products overflow")
+        out, lse = _FORWARD[backend](q, k, v, selection, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.how = selection, scale, backend
         return out
@@ -56,7 +68,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         selection, scale, backend = ctx.how
-        found = _RECOMPUTING[backend].backward(grad, q, k, v, out, lse, selection, scale)
+        found = _BACKWARD[backend](grad, q, k, v, out, lse, selection, scale)
         return *(one.to(given.dtype) for one, given in zip(found, (q, k, v), strict=True)), None, None, None
 
 

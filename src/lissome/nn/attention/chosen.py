@@ -30,7 +30,8 @@ def pooled_keys(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
 def pooled(keys: torch.Tensor) -> torch.Tensor:
     """Mean key of every block [batch, kv_heads, blocks, dim], float32."""
     length = keys.shape[2]
-    sums = functional.pad(keys.float(), (0, 0, 0, -length % TILE)).unflatten(2, (blocks_of(length), TILE)).sum(3)
+    padded = functional.pad(keys.float(), (0, 0, 0, -length % TILE))
+    sums: torch.Tensor = padded.reshape(*keys.shape[:2], blocks_of(length), TILE, keys.shape[3]).sum(3)
     counts = torch.full((blocks_of(length), 1), float(TILE))
     counts[-1:] = length - TILE * (blocks_of(length) - 1)
     return sums / counts.to(sums.device)

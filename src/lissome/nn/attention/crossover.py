@@ -50,15 +50,14 @@ def _measured() -> dict[str, float]:
     """Two lengths under the kernel give its cost per call and visit, one under torch's attention that of a pair."""
     heads, dim, short, long = 8, 64, 128, 1024
     q, k, v = (torch.randn(1, heads, long, dim) for _ in range(3))
-    takes = {}
-    visits = {}
+    takes: dict[int, float] = {}
+    visits: dict[int, int] = {}
     with torch.no_grad():
         for length in (short, long):
             selection = select(window(TILE), Sight(length, length))
-            parts = [one[:, :, :length] for one in (q, k, v)]
+            parts = (q[:, :, :length], k[:, :, :length], v[:, :, :length], selection, 0.125)
             visits[length] = selection.visits * heads
-            takes[length] = _median(lambda parts=parts, selection=selection: native.forward(*parts, selection, 0.125))  # type: ignore[misc]
-        selection = select(window(TILE), Sight(long, long))
+            takes[length] = _median(functools.partial(native.forward, *parts))
         whole = _median(lambda: dense.attend(q, k, v, selection, 0.125))
     visit = max(0.0, takes[long] - takes[short]) / (visits[long] - visits[short])
     return {"call": max(0.0, takes[short] - visit * visits[short]), "visit": visit, "pair": whole / (heads * long * long)}
