@@ -35,4 +35,4 @@ def test_everything_keeps_all_and_a_window_keeps_its_part():
 def test_the_oracle_is_beaten_by_no_scorer():
     where, rows = sight(640, 640, 3), torch.arange(640)
     shares = [kept(where, select(window(64) | top_blocks(2, scorer), where), rows).mean() for scorer in (oracle_blocks, pooled_keys, random_blocks)]
-    assert shares[0] > shares[1] > shares[2]
+    assert shares[0] > max(shares[1:])

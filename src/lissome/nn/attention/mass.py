@@ -17,7 +17,8 @@ FLOATS = 1 << 25
 def kept(sight: Sight, selection: Selection, rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """Share of dense attention's weight on keys that `selection` shows [batch, heads, rows].
 
-    rows: [n] int64, indices of queries. Dense means every key, up to the query's own place where `sight.causal`. scale: of the scores, 1 / sqrt(dim) by default.
+    rows: [n] int64, indices of queries. Dense means every key, up to the query's own place where `sight.causal`.
+    scale: of the scores, 1 / sqrt(dim) by default.
     """
     weights = softmax_rows(sight, rows, scale)
     return (weights * seen(selection, rows)).sum(-1)
@@ -58,9 +59,9 @@ def seen(selection: Selection, rows: torch.Tensor) -> torch.Tensor:
 
 
 def oracle_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
-    """A block's score is the attention that the tile's queries really pay it where nothing shows it yet, summed: what no scorer can beat. At the cost of all pairs."""
+    """A block's score is the attention that the tile's queries really pay its keys that are not shown yet, summed: what no scorer can beat. It computes all pairs."""
     assert sight.q is not None
-    batch, heads, tiles, _ = queries.shape
+    batch, heads = queries.shape[:2]
     lead, plain = sight.offset % TILE, blocks_of(sight.keys)
     found = queries.new_zeros(batch, heads, tiles_of(sight.queries, sight.offset), plain, dtype=torch.float32)
     step = max(1, FLOATS // (batch * heads * sight.keys))
