@@ -59,7 +59,7 @@ def seen(selection: Selection, rows: torch.Tensor) -> torch.Tensor:
 
 
 def oracle_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
-    """A block's score is the attention that the tile's queries really pay its keys that are not shown yet, summed: what no scorer can beat. It computes all pairs."""
+    """A block's score is the attention that the tile's queries pay its keys that are not shown yet, summed: what no scorer can beat. It computes all pairs."""
     assert sight.q is not None
     batch, heads = queries.shape[:2]
     lead, plain = sight.offset % TILE, blocks_of(sight.keys)
