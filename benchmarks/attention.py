@@ -6,9 +6,9 @@ Patterns: window(512) with 64 global tokens, window(64) with 8, and window(512) 
 Peers: SDPA, softmax(QK)V written out ("eager", up to 8,192 tokens) and, where a compiler is there, torch's FlexAttention with the first pattern (forward
 alone: it cannot train on a CPU).
 
-JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "isa": str, "threads": int, "rows": [{"tokens": int,
-"type": "float32" | "bfloat16", "pass": "forward" | "forward and backward", "way": str, "latency_p50": ms, "speedup": {"value", "low", "high"}}]}. speedup:
-times as fast as SDPA in the same rounds, median with its interval at 95 %.
+JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "isa": str, "threads": int, "rows":
+[{"name": str, "tokens": int, "type": "float32" | "bfloat16", "pass": "forward" | "forward and backward", "way": str, "latency_p50": ms,
+"speedup": {"value", "low", "high"}}]}. speedup: times as fast as SDPA in the same rounds, median with its interval at 95 %.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def run(lengths: list[int], trained: list[int], rounds: int, progress: Progress)
             value, low, high = median_interval([dense / own for dense, own in zip(times[SDPA], taken, strict=True)])
             rows.append(
                 {
+                    "name": f"{name}, {length}, {kind}{', trained' if train else ''}",
                     "tokens": length,
                     "type": kind,
                     "pass": "forward and backward" if train else "forward",

@@ -7,9 +7,9 @@ and their gradients are not in it on the input's side, and what the call keeps, 
 out ("eager", up to 8,192 tokens), window(512) with 64 global tokens, window(512) with the 8 best blocks. What would take longer than --most seconds a call,
 by the length before, is left out.
 
-JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "isa": str, "threads": int, "rows": [{"tokens": int,
-"way": str, "seconds": figure, "memory_mb": float}], "exponents": {way: {"seconds": float, "memory_mb": float}}} with figure = {"value", "low", "high",
-"unit", "n"}. Exponents are of least-squares fits over the lengths from 4,096 on.
+JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "isa": str, "threads": int, "rows":
+[{"name": str, "tokens": int, "way": str, "seconds": figure, "memory_mb": float}], "exponents": {way: {"seconds": float, "memory_mb": float}}} with figure =
+{"value", "low", "high", "unit", "n"}. Exponents are of least-squares fits over the lengths from 4,096 on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(lengths: list[int], rounds: int, most: float, progress: Progress) -> Doc
             value, low, high = median_interval(found["seconds"])
             last[way] = value
             figure = {"value": value, "low": low, "high": high, "unit": "s", "n": len(found["seconds"])}
-            rows.append({"tokens": length, "way": way, "seconds": figure, "memory_mb": found["memory_mb"]})
+            rows.append({"name": f"{way}, {length}", "tokens": length, "way": way, "seconds": figure, "memory_mb": found["memory_mb"]})
             progress.step()
     fits = {
         way: {"seconds": exponent([(n, s) for n, s, _ in points]), "memory_mb": exponent([(n, max(m, 1.0)) for n, _, m in points])}
