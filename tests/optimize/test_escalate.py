@@ -9,6 +9,7 @@ from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.errors import BadModel
 from lissome.core.manifest import Option, read_manifest
+from lissome.core.measurement import Measurement
 from lissome.data import load_task
 from lissome.engines.artifact import open_artifact
 from lissome.machine.identity import identify
@@ -141,9 +142,9 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     """The first shape that is built misses the limit on size; the next one is smaller."""
     heard, asked = Heard(), []
     bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), heard)
-    base, _ = shrink.ground(bench, built(bench, ORIGINAL), [Option(engine="onnxruntime", precision="fp32")])
+    base = shrink.ground(bench, built(bench, ORIGINAL), [Option(engine="onnxruntime", precision="fp32")])
     solved = shrink._solved
-    monkeypatch.setattr(shrink, "_solved", lambda menus, budgets: asked.append(budgets[1]) or solved(menus, budgets))
+    monkeypatch.setattr(shrink, "_solved", lambda menus, budgets, together: asked.append(budgets[1]) or solved(menus, budgets, together))
     real = shrink.missed
     size = Contract(size="2x").limit("size")
     monkeypatch.setattr(shrink, "missed", lambda bench, row: [Reading(size, 3.0, 1.5, None)] if len(asked) < 2 else real(bench, row))
@@ -152,14 +153,24 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     assert asked[1] < asked[0] < 0
 
 
+def test_a_plan_whose_median_alone_keeps_a_limit_is_taken_where_none_is_surer(here, monkeypatch):
+    bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), Heard())
+    base = shrink.ground(bench, built(bench, ORIGINAL), [Option(engine="onnxruntime", precision="fp32")])
+    figure = Measurement("size", 2.1, 1.9, 2.3, "x", 9, "measured", "any", 0.95)
+    monkeypatch.setattr(shrink, "missed", lambda bench, row: [Reading(Contract(size="2x").limit("size"), 1.9, 2 / 1.9, figure)])
+    assert shrink.plan(bench, base, probe_of(bench)) is not None
+    monkeypatch.setattr(shrink, "missed", lambda bench, row: [Reading(Contract(size="3x").limit("size"), 1.9, 3 / 1.9, figure)])
+    assert shrink.plan(bench, base, probe_of(bench)) is None
+
+
 def test_an_option_that_cannot_be_built_is_not_planned_for(here, monkeypatch):
     heard = Heard()
     bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), heard)
     plain, mixed = Option(engine="onnxruntime", precision="fp32"), Option(engine="onnxruntime", precision="mixed")
     original = built(bench, ORIGINAL)
-    base, floor = shrink.ground(bench, original, [plain, mixed])
+    base = shrink.ground(bench, original, [plain, mixed])
     assert base.option == mixed, "in int8 it has to shrink least"
-    assert floor.size < base.base.size < original.size
+    assert base.floor.size < base.base.size < original.size
     real = shrink.variant_row
 
     def refusing(bench, model, option):
@@ -168,7 +179,7 @@ def test_an_option_that_cannot_be_built_is_not_planned_for(here, monkeypatch):
         return real(bench, model, option)
 
     monkeypatch.setattr(shrink, "variant_row", refusing)
-    assert shrink.ground(bench, original, [mixed, plain])[0].option == plain
+    assert shrink.ground(bench, original, [mixed, plain]).option == plain
     assert "Not planned for onnxruntime mixed: nothing in it can be quantised" in heard.said
     with pytest.raises(BadModel, match="can be quantised"):
         shrink.ground(bench, original, [mixed])

@@ -202,10 +202,10 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     options = climb.options()
     check_time(bench, "tables of what can shrink", 2 * TABLE_S)
     mixed = int8_by_layer(options) if bench.contract.limit("max_drop") else []
-    base, floor = shrink.ground(bench, climb.rows[0], [*options, *mixed])
-    if floor.trouble is not None:
-        raise CannotHelp(f"The smallest shape of the model does not run under {base.option.name}: {floor.trouble}")
-    over = shrink.missed(bench, floor)
+    base = shrink.ground(bench, climb.rows[0], [*options, *mixed])
+    if base.floor.trouble is not None:
+        raise CannotHelp(f"The smallest shape of the model does not run under {base.option.name}: {base.floor.trouble}")
+    over = shrink.missed(bench, base.floor)
     if over:
         raise CannotHelp(f"Even the smallest shape of the model under {base.option.name} misses {over[0].limit}: {over[0].figure}")
     check_time(bench, "prune and distil", shrink.EPOCHS * climb.epoch + TABLE_S)

@@ -256,7 +256,7 @@ class Pair(NamedTuple):
     noise: str
 
 
-def side_by_side(bench: Bench, rows: Sequence[Row]) -> list[Pair]:
+def side_by_side(bench: Bench, rows: Sequence[Row], rounds: int = ROUNDS) -> list[Pair]:
     """What each row gives beside the first, which the others are held against: one interleaved run, or more where --ram does not hold all at once.
 
     A row that does not fit even alone with the first has failed. Raises EngineFailed when the first fails.
@@ -264,7 +264,7 @@ def side_by_side(bench: Bench, rows: Sequence[Row]) -> list[Pair]:
     found: dict[int, Pair] = {}
     waiting = list(range(1, len(rows)))
     while waiting or not found:
-        (first, *others), noise = timed(bench, [rows[0], *(rows[at] for at in waiting)])
+        (first, *others), noise = timed(bench, [rows[0], *(rows[at] for at in waiting)], rounds)
         if first.failed:
             raise EngineFailed(f"the model could not be timed: {first.failed}")
         found.setdefault(0, Pair(first, first, noise))
@@ -275,15 +275,15 @@ def side_by_side(bench: Bench, rows: Sequence[Row]) -> list[Pair]:
     return [found[at] for at in range(len(rows))]
 
 
-def timed(bench: Bench, rows: Sequence[Row]) -> tuple[list[Result], str]:
+def timed(bench: Bench, rows: Sequence[Row], rounds: int = ROUNDS) -> tuple[list[Result], str]:
     """All rows in one interleaved run, and how noisy it was. Kept in the cache, by what the forms hold."""
     subjects = [subject(bench, row) for row in rows]
     ways = [(_form(row).name, row.option.engine, row.option.precision, row.option.padding) for row in rows]  # a form's folder is named by its content
     here = (bench.machine.fingerprint, versions(), bench.threads, bench.contract.ram)
-    key = digest("run-4", ways, here, bench.task.fingerprint, bench.contract.batch, ROUNDS, bench.seed)
+    key = digest("run-4", ways, here, bench.task.fingerprint, bench.contract.batch, rounds, bench.seed)
     stored: dict[str, Any] | None = bench.cache.get("timings", key)
     if stored is None:
-        run = measure(subjects, bench.machine.fingerprint, rounds=ROUNDS, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
+        run = measure(subjects, bench.machine.fingerprint, rounds=rounds, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
         stored = {"noise": run.noise.sentence, "results": [_plain(result) for result in run.results]}
         if not any(result.failed and not result.crowded for result in run.results):  # what failed once may work the next time
             bench.cache.put("timings", key, stored)
