@@ -267,7 +267,7 @@ def select(pattern: Pattern, sight: Sight, documents: torch.Tensor | None = None
 
     documents: [batch, keys] int, the document each key is of; a negative one is padding, which nothing sees and which sees nothing.
     """
-    if _still(pattern):
+    if still(pattern):
         found = _placed(pattern, sight.queries, sight.keys, sight.offset, sight.heads, sight.causal)
     else:
         found = _bounded(pattern.visits(sight), sight.causal)
@@ -276,13 +276,13 @@ def select(pattern: Pattern, sight: Sight, documents: torch.Tensor | None = None
     return algebra.once(found)
 
 
-def _still(pattern: Pattern) -> bool:
+def still(pattern: Pattern) -> bool:
     """Whether what a pattern shows follows from places alone, so that it is worked out once for all calls of equal lengths."""
     if isinstance(pattern, Union):
-        return _still(pattern.left) and _still(pattern.right)
+        return still(pattern.left) and still(pattern.right)
     if isinstance(pattern, Within):
-        return _still(pattern.pattern)
-    return all(_still(one) for one in pattern.patterns) if isinstance(pattern, PerHead) else isinstance(pattern, Rule | Tokens)
+        return still(pattern.pattern)
+    return all(still(one) for one in pattern.patterns) if isinstance(pattern, PerHead) else isinstance(pattern, Rule | Tokens)
 
 
 @functools.lru_cache(maxsize=64)
