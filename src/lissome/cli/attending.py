@@ -28,9 +28,7 @@ def sparsify(
     keep: Annotated[str, typer.Option(help='Share of the quality that must be kept: "98%".')] = "98%",
     confidence: Annotated[str, typer.Option(help="Level at which it must hold.")] = "95%",
     train: Annotated[bool, typer.Option("--train", help="Train the model for the next bolder plan, taught by its dense self.")] = False,
-    candidate: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="A pattern that heads may take, not the built-in ones. Repeatable.")
-    ] = None,
+    candidate: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="A pattern that heads may take, not the built-in ones. Repeatable.")] = None,
     examples: Annotated[int, typer.Option(help="Calibration examples that the heads are watched on.")] = 32,
     epochs: Annotated[float, typer.Option(help="With --train: passes over the train split.")] = 1,
     lr: Annotated[float, typer.Option(help="With --train: peak learning rate.")] = 5e-5,

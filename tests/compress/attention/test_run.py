@@ -163,7 +163,7 @@ def test_a_language_model_keeps_its_likelihood(cache, faster):
     assert found.status == "met"
     assert found.kept is not None
     assert 90 <= found.kept.low <= found.kept.value <= 100
-    assert found.tau == 0.0, "random weights hardly look at the past"
+    assert set(found.plan) == {"window(64) | sink(4)"}, "random weights hardly look at the past"
 
 
 class TestWhatIsRefused:
@@ -256,7 +256,7 @@ class TestVerb:
         assert command([*begin, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         assert document["plan"] == ["window(64) | sink(4)"] * 2
-        assert set(document) == {field for field in Sparsified.__dataclass_fields__}
+        assert set(document) == set(Sparsified.__dataclass_fields__)
 
     @pytest.mark.parametrize("keep", ["100%", "0", "1", "-3%", "most"])
     def test_keep_outside(self, tmp_path, capsys, keep):

@@ -37,11 +37,12 @@ def lost(dense: np.ndarray, sparse: np.ndarray, exact: bool, ref: str) -> np.nda
     Raises BadTask for scores below 0, of which no share can be kept.
     """
     if exact:
-        return ((dense == 1) & (sparse == 0)).astype(np.float64)
+        wrong: np.ndarray = ((dense == 1) & (sparse == 0)).astype(np.float64)
+        return wrong
     if min(dense.min(), sparse.min()) < 0:
         raise BadTask("some scores are below 0, so there is no share of them to keep.", where=ref, expected="scores from 0 up, higher is better")
-    ratio = np.divide(sparse, dense, out=np.ones_like(dense), where=dense > 0)
-    return np.clip(1 - ratio, 0, 1)
+    gone: np.ndarray = 1 - np.divide(sparse, dense, out=np.ones_like(dense), where=dense > 0)
+    return gone.clip(0, 1)
 
 
 def boldest(rungs: Sequence[T], losses: Callable[[T], np.ndarray], alpha: float, delta: float) -> tuple[int | None, list[np.ndarray]]:

@@ -241,8 +241,8 @@ def _step(rung: Rung, losses: np.ndarray, certified: bool, trained: bool = False
 
 
 def _kept(test: DropTest) -> Measurement:
-    values = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
-    return Measurement("quality kept", *values, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
+    value, low, high = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
+    return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
 
 
 def _verdict(test: DropTest, seen: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def longest(task: Task) -> tuple[list[dict[str, Any]], list[int]]:
     return [batches.batch([row]) for row in rows], [int(batches.lengths[row]) for row in rows]
 
 
-def times_faster(dense: nn.Module, sparse: nn.Module, batches: list[Mapping[str, Any]], seconds: float) -> Measurement:
+def times_faster(dense: nn.Module, sparse: nn.Module, batches: Sequence[Mapping[str, Any]], seconds: float) -> Measurement:
     """Time of the dense forward passes over that of the sparse ones, taken in turn; unit "x"."""
 
     def passes(module: nn.Module) -> None:

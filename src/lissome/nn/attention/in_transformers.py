@@ -61,7 +61,7 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     for name, module in model.named_modules():
         place = re.search(r"(?:^|\.)(\d+)\.", name)  # some encoders do not tell their layers their number, but the layer's name has it
         if place and hasattr(module, "is_causal") and getattr(module, "layer_idx", None) is None:
-            module.layer_idx = int(place.group(1))  # type: ignore[assignment]
+            module.layer_idx = int(place.group(1))
     return model
 
 
