@@ -31,6 +31,22 @@ def test_one_triangle_cuts_the_future_off(keys, share, pattern):
     assert torch.equal(algebra.past(found).dense(), limited(found, causal()).dense())
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    keys=st.integers(1, 300),
+    share=st.floats(0.01, 1),
+    hidden=st.booleans(),
+    pattern=st.sampled_from(["window(40) | sink(3)", "everything()", MIXED]),
+    places=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_padding_is_hidden_as_another_document_would_be(keys, share, hidden, pattern, places):
+    given = sight(max(1, int(share * keys)), keys, hidden)
+    padding = torch.zeros(2, keys, dtype=torch.bool)
+    padding[0, int(places[0] * keys) :], padding[1, : int(places[1] * keys)] = True, True  # on the right, on the left
+    fast = select(parse(pattern), given, torch.where(padding, -1, 0)).dense()
+    assert torch.equal(fast, select(parse(pattern), given, torch.where(padding, -1, 1)).dense())
+
+
 @pytest.mark.parametrize("hidden", [True, False])
 def test_every_head_sees_what_its_own_pattern_shows(hidden):
     given = sight(200, 230, hidden)

@@ -77,6 +77,33 @@ def past(selection: Selection) -> Selection:
     return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, bits])))
 
 
+def without_padding(selection: Selection, there: torch.Tensor) -> Selection:
+    """What a selection shows where neither query nor key is padding. there: [batch, keys] bool. The selection has no tokens.
+
+    The same as `cut` by documents of one number, without asking of every pair: what is there in a block is one word of bits, for its queries and its keys.
+    """
+    batch, plain = there.shape[0], selection.plain
+    bits = torch.nn.functional.pad(there, (0, plain * TILE - selection.keys)).view(batch, plain, TILE)
+    words = (bits.long() << torch.arange(TILE, device=there.device)).sum(-1)  # [batch, plain]: bit j says that key j of the block is there
+    blocks = selection.blocks.expand(batch, -1, -1, -1)
+    owner = torch.arange(batch, device=there.device)[:, None, None, None]
+    tile = (selection.offset // TILE + torch.arange(selection.tiles, device=there.device)).clamp(max=plain - 1)
+    of_keys, of_queries = words[owner, blocks.clamp(min=0).long()], words[:, tile][:, None, :, None].expand_as(blocks)
+    blocks = torch.where((of_keys == 0) | (of_queries == 0), -1, blocks)
+    partly = (blocks >= 0) & ((of_keys != -1) | (of_queries != -1))
+    masks = selection.masks.expand_as(blocks).clone()
+    if not bool(partly.any()):
+        return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks))
+    kinds, which = torch.unique(torch.stack([masks[partly].long(), of_keys[partly], of_queries[partly]], 1), dim=0, return_inverse=True)
+    old = kinds[:, :1]
+    before = torch.where(old >= 0, selection.bits[old[:, 0].clamp(min=0)] if len(selection.bits) else -1, -1)
+    columns = (kinds[:, 1:2] >> torch.arange(TILE, device=there.device)) & 1
+    new = before & torch.where(columns > 0, kinds[:, 2:], 0)
+    blocks[partly] = torch.where((new != 0).any(1)[which], blocks[partly], -1)
+    masks[partly] = (which + len(selection.bits)).int()
+    return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
+
+
 def cut(selection: Selection, some: torch.Tensor, every: torch.Tensor, sees: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> Selection:
     """What a selection shows and a rule allows.
 

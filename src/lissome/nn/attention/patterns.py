@@ -347,6 +347,8 @@ def _separated(selection: Selection, documents: torch.Tensor) -> Selection:
     """Only pairs of one document."""
     if documents.ndim != 2 or documents.shape[1] != selection.keys:
         raise ValueError(f"documents must be [batch, keys = {selection.keys}], not {list(documents.shape)}")
+    if selection.tokens is None and int(documents.max()) <= 0:  # one document and padding
+        return algebra.without_padding(selection, documents == 0)
     batch = documents.shape[0]
     padded = torch.nn.functional.pad(documents, (0, selection.plain * TILE - selection.keys), value=-1)
     low, high = (reduce(padded.view(batch, -1, TILE), -1) for reduce in (torch.amin, torch.amax))
