@@ -12,6 +12,7 @@ from lissome.cli.main import run as command
 from lissome.compress.attention import Sparsified, SparsifyConfig, read_record, sparsify, sparsify_to
 from lissome.compress.attention import run as running
 from lissome.compress.attention.adapt import adapted
+from lissome.compress.attention.plan import plan_for
 from lissome.compress.attention.quality import boldest, check_enough, lost, needed
 from lissome.compress.attention.replace import sharing, sparse_self
 from lissome.core.cache import Cache
@@ -99,18 +100,21 @@ class TestNear:
         assert "seen 2 times" in found.sentence
         assert "(97.5 %)" in found.sentence
 
-    def test_best_blocks_for_some_heads_and_windows_for_others(self, cache, faster):
+    def test_heads_of_one_layer_differ(self, cache, faster):
         model = worlds.llama(near=True)
-        with torch.no_grad():  # the last two heads attend evenly
+        with torch.no_grad():  # the last two heads of the first layer attend evenly
             model.model.layers[0].self_attn.q_proj.bias.view(4, 8)[2:] = 0
         config = QUICK.model_copy(update={"candidates": ("window(64) | sink(4)", "window(64) | sink(4) | top_blocks(1)")})
         made, found = sparsify(as_model(model), worlds.near_task(), config, cache)
-        sparse = use(worlds.llama(near=True), ["per_head(window(64), window(64), window(64) | top_blocks(1), everything())", None])
+        near = "window(64) | sink(4)"
+        plan = plan_for(found.table, 0.99)
+        assert plan == (f"per_head({near}, {near}, everything(), everything())", near)
+        chosen = plan_for(found.table, 0.7)[0]
+        assert chosen == f"per_head({near}, {near}, {near} | top_blocks(1), {near} | top_blocks(1))"
+        assert found.status == "met"
+        assert found.steps[1].certified
         with torch.no_grad():
-            whole = sparse(**inputs(1), use_cache=True)
-            assert torch.isfinite(whole.logits).all()
-        assert found.status in ("met", "dense")
-        assert made.module.config.num_hidden_layers == 2
+            torch.testing.assert_close(call(made.module, inputs()), call(use(sharing(model), list(found.plan)), inputs()))
 
 
 class TestFar:

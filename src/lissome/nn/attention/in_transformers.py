@@ -80,8 +80,9 @@ def register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
+    # torch.compile calls both as they are: a selection is made in plain code for each length, and the kernel takes addresses.
+    AttentionInterface.register(NAME, torch.compiler.disable(attention))  # type: ignore[no-untyped-call]
+    AttentionMaskInterface.register(NAME, torch.compiler.disable(mask))  # type: ignore[no-untyped-call]
 
 
 def mask(*args: Any, attention_mask: torch.Tensor | None = None, kv_length: int = 0, **kwargs: Any) -> torch.Tensor | None:
