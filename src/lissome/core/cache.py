@@ -175,5 +175,14 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def record_use(cache: Cache, task: str, model: str, plan: str) -> int:
+    """Note that the test split judged `plan`; return how many different plans it has judged for this model."""
+    key = digest(LEDGER, task, model)
+    plans = set(cache.get(LEDGER, key) or ())
+    plans.add(plan)
+    cache.put(LEDGER, key, sorted(plans))
+    return len(plans)
+
+
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")

@@ -28,6 +28,8 @@ def export_program(module: nn.Module, example: Mapping[str, np.ndarray], variabl
     try:
         with torch.no_grad():
             return torch.export.export(Positional(module, names), inputs, dynamic_shapes=(shapes,), strict=False)
+    except BadModel:  # a layer of ours that says itself why it cannot be
+        raise
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BadModel(

@@ -219,8 +219,7 @@ def _pruned_transformers_module(path: Path, architecture: Architecture) -> nn.Mo
         raise BadModel(f"{architecture.target} cannot be built from config.json: {first_line(error)}", where=str(path / "config.json")) from error
     resize(module, architecture.resize)
     load_state(module, path / "model.safetensors", architecture.target)
-    evaluated: nn.Module = module.eval()
-    return evaluated
+    return _with_patterns(module).eval()
 
 
 def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Module:
@@ -234,8 +233,17 @@ def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Mod
             f"the weights cannot be loaded into {target}: {first_line(error)}", where=str(path), do="check that config.json and the weights belong together"
         ) from error
     _check_all_loaded(module, [*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])], path, fresh_head=classes is not None)
-    evaluated: nn.Module = module.eval()
-    return evaluated
+    return _with_patterns(module).eval()
+
+
+def _with_patterns(module: Any) -> nn.Module:
+    """The module, with the sparse attention that its configuration names."""
+    found: nn.Module = module
+    if getattr(module.config, "lissome_attention", None) is not None:
+        from lissome.nn.attention.in_transformers import restore
+
+        restore(module)
+    return found
 
 
 def _check_all_loaded(module: nn.Module, absent: Iterable[str], path: Path, *, fresh_head: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lissome.core.cache import Cache, digest
+from lissome.core.cache import record_use
 from lissome.core.contract import Clause, Contract, Limit, Verdict
 from lissome.core.measurement import Measurement, digits
 from lissome.core.statistics import DropTest, achieved_confidence, certify_drop, median_interval, more_examples
@@ -129,15 +129,6 @@ def _mean(scores: object, bench: Bench, machine: str, name: str) -> Measurement:
 
     half = NormalDist().inv_cdf((1 + level) / 2) * float(values.std(ddof=1)) / len(values) ** 0.5
     return Measurement(name, float(values.mean()), float(values.mean()) - half, float(values.mean()) + half, "score", len(values), "measured", machine, level)
-
-
-def record_use(cache: Cache, task: str, model: str, plan: str) -> int:
-    """Note that the test split judged `plan`; return how many different plans it has judged for this model."""
-    key = digest("ledger", task, model)
-    plans = set(cache.get("ledger", key) or ())
-    plans.add(plan)
-    cache.put("ledger", key, sorted(plans))
-    return len(plans)
 
 
 def judge(contract: Contract, fresh: Fresh, tested: Tested) -> Verdict:

@@ -42,20 +42,66 @@ def union(a: Selection, b: Selection) -> Selection:
     return _trimmed(dataclasses.replace(a, blocks=blocks, masks=masks, bits=bits, tokens=a.tokens if b.tokens is None else b.tokens))
 
 
-def by_head(parts: list[Selection]) -> Selection:
-    """One selection for all heads, from one for each; they have no tokens."""
+def by_head(parts: list[Selection], owner: list[int]) -> Selection:
+    """One selection for all heads: head h as in `parts[owner[h]]`. The parts have no tokens, and one head or all of them."""
     most = max(part.blocks.shape[-1] for part in parts)
-    begins = [0]
-    for part in parts:
-        begins.append(begins[-1] + len(part.bits))
-    all_blocks, all_masks = [], []
-    for part, begin in zip(parts, begins[:-1], strict=True):
-        short = (0, most - part.blocks.shape[-1])
-        all_blocks.append(torch.nn.functional.pad(part.blocks, short, value=-1))
-        all_masks.append(torch.nn.functional.pad(torch.where(part.masks >= 0, part.masks + begin, part.masks), short, value=FULL))
-    batch = max(part.blocks.shape[0] for part in parts)
-    blocks, masks = (torch.cat([one.expand(batch, -1, -1, -1) for one in many], 1) for many in (all_blocks, all_masks))
+    batch, begin = max(part.blocks.shape[0] for part in parts), 0
+    blocks = torch.full((batch, len(owner), parts[0].tiles, most), -1, dtype=torch.int32)
+    masks = torch.full_like(blocks, FULL)
+    for number, part in enumerate(parts):
+        heads = [head for head, one in enumerate(owner) if one == number]
+        width = part.blocks.shape[-1]
+        for whole, own in ((blocks, part.blocks), (masks, torch.where(part.masks >= 0, part.masks + begin, part.masks))):
+            whole[:, heads, :, :width] = own if own.shape[1] == 1 else own[:, heads]
+        begin += len(part.bits)
     return dataclasses.replace(parts[0], blocks=blocks, masks=masks, bits=torch.cat([part.bits for part in parts]))
+
+
+def past(selection: Selection) -> Selection:
+    """Without the future: a tile sees the blocks before its own whole and its own up to the diagonal. The selection has no tokens.
+
+    The same as `cut` by the causal rule, without asking of every pair of the blocks on the diagonal: queries and keys of a block are counted alike, so all
+    of them are cut by one triangle.
+    """
+    tile = (selection.offset // TILE + torch.arange(selection.tiles, device=selection.blocks.device))[:, None]
+    blocks = torch.where(selection.blocks > tile, -1, selection.blocks)
+    diagonal = blocks == tile
+    if not bool(diagonal.any()):
+        return _trimmed(dataclasses.replace(selection, blocks=blocks))
+    used, which = torch.unique(selection.masks[diagonal], return_inverse=True)
+    before = torch.where((used >= 0)[:, None], selection.bits[used.clamp(min=0).long()] if len(selection.bits) else -1, -1)
+    bits = before & packed(torch.ones(TILE, TILE, dtype=torch.bool, device=blocks.device).tril())
+    masks = selection.masks.clone()
+    masks[diagonal] = (which + len(selection.bits)).int()
+    blocks[diagonal] = torch.where((bits != 0).any(1)[which], blocks[diagonal], -1)
+    return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, bits])))
+
+
+def without_padding(selection: Selection, there: torch.Tensor) -> Selection:
+    """What a selection shows where neither query nor key is padding. there: [batch, keys] bool. The selection has no tokens.
+
+    The same as `cut` by documents of one number, without asking of every pair: what is there in a block is one word of bits, for its queries and its keys.
+    """
+    batch, plain = there.shape[0], selection.plain
+    bits = torch.nn.functional.pad(there, (0, plain * TILE - selection.keys)).view(batch, plain, TILE)
+    words = (bits.long() << torch.arange(TILE, device=there.device)).sum(-1)  # [batch, plain]: bit j says that key j of the block is there
+    blocks = selection.blocks.expand(batch, -1, -1, -1)
+    owner = torch.arange(batch, device=there.device)[:, None, None, None]
+    tile = (selection.offset // TILE + torch.arange(selection.tiles, device=there.device)).clamp(max=plain - 1)
+    of_keys, of_queries = words[owner, blocks.clamp(min=0).long()], words[:, tile][:, None, :, None].expand_as(blocks)
+    blocks = torch.where((of_keys == 0) | (of_queries == 0), -1, blocks)
+    partly = (blocks >= 0) & ((of_keys != -1) | (of_queries != -1))
+    masks = selection.masks.expand_as(blocks).clone()
+    if not bool(partly.any()):
+        return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks))
+    kinds, which = torch.unique(torch.stack([masks[partly].long(), of_keys[partly], of_queries[partly]], 1), dim=0, return_inverse=True)
+    old = kinds[:, :1]
+    before = torch.where(old >= 0, selection.bits[old[:, 0].clamp(min=0)] if len(selection.bits) else -1, -1)
+    columns = (kinds[:, 1:2] >> torch.arange(TILE, device=there.device)) & 1
+    new = before & torch.where(columns > 0, kinds[:, 2:], 0)
+    blocks[partly] = torch.where((new != 0).any(1)[which], blocks[partly], -1)
+    masks[partly] = (which + len(selection.bits)).int()
+    return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
 
 
 def cut(selection: Selection, some: torch.Tensor, every: torch.Tensor, sees: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> Selection:

@@ -7,9 +7,11 @@ The patterns stand in the model's configuration as text, and are saved with it; 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +19,7 @@ import torch
 from lissome.core.errors import BadConfig, BadModel
 from lissome.nn.attention.attend import attend
 from lissome.nn.attention.past import Past
-from lissome.nn.attention.patterns import Pattern, select
+from lissome.nn.attention.patterns import Pattern, Sight, select
 from lissome.nn.attention.written import parse
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 NAME = "lissome"
 FIELD = "lissome_attention"
 """Where a model's configuration holds its patterns: one text, or a list with one for each layer; None in it: dense."""
+Listener = Callable[[torch.nn.Module, Sight, "torch.Tensor | None", "float | None"], None]
+"""(attention module, what its queries look at, padding [batch, keys] bool or None, scale of the scores or None) -> None."""
 _PASTS: weakref.WeakKeyDictionary[torch.nn.Module, Past] = weakref.WeakKeyDictionary()
+_LISTENERS: list[Listener] = []
 
 
 def use(model: PreTrainedModel, pattern: Pattern | str | Sequence[Pattern | str | None]) -> PreTrainedModel:
@@ -44,10 +49,30 @@ def use(model: PreTrainedModel, pattern: Pattern | str | Sequence[Pattern | str 
     if isinstance(written, list) and layers is not None and len(written) != layers:
         raise BadConfig(f"{len(written)} patterns for {layers} layers", expected="one for each layer, or one for all")
     setattr(config, FIELD, written)
+    return restore(model)
+
+
+def restore(model: PreTrainedModel) -> PreTrainedModel:
+    """Let the model compute attention by the patterns that its configuration holds already, as after loading it. Raises BadModel where it cannot."""
+    register()
     model.set_attn_implementation(NAME)
-    if config._attn_implementation != NAME:
+    if model.config._attn_implementation != NAME:
         raise BadModel(f"{type(model).__name__} computes attention itself and not through transformers' AttentionInterface", do="use another model")
+    for name, module in model.named_modules():
+        place = re.search(r"(?:^|\.)(\d+)\.", name)  # some encoders do not tell their layers their number, but the layer's name has it
+        if place and hasattr(module, "is_causal") and getattr(module, "layer_idx", None) is None:
+            module.layer_idx = int(place.group(1))
     return model
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call `listener` with what every self-attention of a model with patterns looks at, for a while."""
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
 
 
 def register() -> None:
@@ -55,12 +80,14 @@ def register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
+    # torch.compile calls both as they are: a selection is made in plain code for each length, and the kernel takes addresses.
+    AttentionInterface.register(NAME, torch.compiler.disable(attention))  # type: ignore[no-untyped-call]
+    AttentionMaskInterface.register(NAME, torch.compiler.disable(mask))  # type: ignore[no-untyped-call]
 
 
 def mask(*args: Any, attention_mask: torch.Tensor | None = None, kv_length: int = 0, **kwargs: Any) -> torch.Tensor | None:
     """The padding mask as it is, [batch, keys] bool; None without padding. Nothing of the size of all pairs is made."""
+    _not_exporting()
     if attention_mask is None:
         return None
     attention_mask = attention_mask[:, -kv_length:].bool() if kv_length else attention_mask.bool()
@@ -82,8 +109,15 @@ def attention(
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     written = _written(module)
     across = not causal and (getattr(module, "is_decoder", False) or query.shape[2] != key.shape[2])  # a decoder that looks at an encoder
+    if not across:
+        for listener in _LISTENERS:
+            queries, keys = query.shape[2], key.shape[2]
+            listener(module, Sight(queries, keys, keys - queries, query.shape[1], causal, query, key), attention_mask, scaling)
     if written is None or across:
         return _dense(query, key, value, attention_mask, scaling, causal and not across), None
+    _not_exporting()
+    if query.dtype != value.dtype:  # autocast casts what torch's attention is given, and some models normalise queries and keys in float32
+        query, key = query.to(value.dtype), key.to(value.dtype)
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
     past = _PASTS.setdefault(module, Past()) if causal else Past()
@@ -93,6 +127,11 @@ def attention(
         documents = torch.where(attention_mask, 0, -1)
     out = attend(query, key, value, select(_parsed(written), sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _not_exporting() -> None:
+    if torch.compiler.is_exporting():
+        raise BadModel("sparse attention runs in torch alone and cannot be exported", do="export the dense model, or run this one with torch")
 
 
 def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None, scale: float | None, causal: bool) -> torch.Tensor:

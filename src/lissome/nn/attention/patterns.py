@@ -241,12 +241,13 @@ class PerHead(Pattern):
         return f"per_head({', '.join(pattern.name for pattern in self.patterns)})"
 
     def visits(self, sight: Sight) -> Selection:
-        """Each head's own."""
-        each = [pattern.visits(sight) for pattern in self.patterns]
+        """Each head's own; heads of equal patterns share the work."""
+        owner = [self.patterns[head % len(self.patterns)] for head in range(sight.heads)]
+        distinct = list(dict.fromkeys(owner))
+        each = [pattern.visits(sight) for pattern in distinct]
         if any(one.tokens is not None for one in each):
             raise ValueError(f"{self.name}: global tokens are one set for all heads; write per_head(...) | tokens(...)")
-        picked = [_head(each[head % len(each)], head) for head in range(sight.heads)]
-        return algebra.by_head(picked)
+        return algebra.by_head(each, [distinct.index(pattern) for pattern in owner])
 
 
 def per_head(*patterns: Pattern) -> PerHead:
@@ -266,12 +267,35 @@ def select(pattern: Pattern, sight: Sight, documents: torch.Tensor | None = None
 
     documents: [batch, keys] int, the document each key is of; a negative one is padding, which nothing sees and which sees nothing.
     """
-    found = pattern.visits(sight)
-    if sight.causal:
-        found = limited(found, causal())
+    if still(pattern):
+        found = _placed(pattern, sight.queries, sight.keys, sight.offset, sight.heads, sight.causal)
+    else:
+        found = _bounded(pattern.visits(sight), sight.causal)
     if documents is not None:
         found = _separated(found, documents)
     return algebra.once(found)
+
+
+def still(pattern: Pattern) -> bool:
+    """Whether what a pattern shows follows from places alone, so that it is worked out once for all calls of equal lengths."""
+    if isinstance(pattern, Union):
+        return still(pattern.left) and still(pattern.right)
+    if isinstance(pattern, Within):
+        return still(pattern.pattern)
+    return all(still(one) for one in pattern.patterns) if isinstance(pattern, PerHead) else isinstance(pattern, Rule | Tokens)
+
+
+@functools.lru_cache(maxsize=64)
+def _placed(pattern: Pattern, queries: int, keys: int, offset: int, heads: int, hidden: bool) -> Selection:
+    """What a pattern shows that only asks for places."""
+    return _bounded(pattern.visits(Sight(queries, keys, offset, heads, hidden)), hidden)
+
+
+def _bounded(selection: Selection, hidden: bool) -> Selection:
+    """The future cut off where it is hidden."""
+    if not hidden:
+        return selection
+    return algebra.past(selection) if selection.tokens is None else limited(selection, causal())
 
 
 def limited(selection: Selection, rule: Rule) -> Selection:
@@ -323,6 +347,8 @@ def _separated(selection: Selection, documents: torch.Tensor) -> Selection:
     """Only pairs of one document."""
     if documents.ndim != 2 or documents.shape[1] != selection.keys:
         raise ValueError(f"documents must be [batch, keys = {selection.keys}], not {list(documents.shape)}")
+    if selection.tokens is None and int(documents.max()) <= 0:  # one document and padding
+        return algebra.without_padding(selection, documents == 0)
     batch = documents.shape[0]
     padded = torch.nn.functional.pad(documents, (0, selection.plain * TILE - selection.keys), value=-1)
     low, high = (reduce(padded.view(batch, -1, TILE), -1) for reduce in (torch.amin, torch.amax))
@@ -341,13 +367,6 @@ def _separated(selection: Selection, documents: torch.Tensor) -> Selection:
         return (of_query == of_key) & (of_key >= 0) & (k >= 0) & (q < selection.keys)
 
     return algebra.cut(selection, some, every, same)
-
-
-def _head(selection: Selection, head: int) -> Selection:
-    """One head of a selection, as a selection of one head."""
-    if selection.blocks.shape[1] == 1:
-        return selection
-    return dataclasses.replace(selection, blocks=selection.blocks[:, head : head + 1], masks=selection.masks[:, head : head + 1])
 
 
 def _at_least(what: str, value: int, least: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable
 
 from lissome.core.errors import BadConfig, closest
@@ -53,8 +54,14 @@ def _argument(node: ast.expr, text: str) -> object:
     if isinstance(node, ast.Name) and node.id in SCORERS:
         return SCORERS[node.id]
     if isinstance(node, ast.Call | ast.BinOp):
-        return _pattern(node, text)
+        return _member(ast.unparse(node))
     found = ast.literal_eval(node)
     if not isinstance(found, int | list):
         raise BadConfig(f'"{text}": "{ast.unparse(node)}" is not understood', expected="whole numbers")
     return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _member(text: str) -> Pattern:
+    """A pattern within another. Equal texts are one object, so that heads with equal patterns share the work."""
+    return _pattern(ast.parse(text, mode="eval").body, text)

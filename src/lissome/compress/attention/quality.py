@@ -1,0 +1,79 @@
+"""What a sparse model keeps of its dense self, example by example, and the boldest setting of the knob at which that is certain enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lissome.compress.batches import forward
+from lissome.core.errors import BadTask
+from lissome.core.statistics import calibrate
+from lissome.core.task import SplitName, Task
+from lissome.train.batches import Batches
+
+T = TypeVar("T")
+
+
+def scores_of(module: nn.Module, task: Task, split: SplitName, size: int) -> np.ndarray:
+    """The task's score of every example of a split [n], in the split's order. Nothing of the size of all outputs is kept."""
+    batches = Batches(task, split, size, shuffle=False)
+    targets, found = np.asarray(task.splits[split].targets), np.empty(len(task.splits[split]))
+    module.eval()
+    for rows in batches.rows(0):
+        with torch.inference_mode():
+            outputs = forward(module, batches.batch(rows)).float().cpu().numpy()
+        found[rows] = task.score(outputs, targets[rows])
+    return found
+
+
+def lost(dense: np.ndarray, sparse: np.ndarray, exact: bool, ref: str) -> np.ndarray:
+    """Quality lost by each example [n], in [0, 1]: a right answer that became wrong where scores are 0 or 1, else the share of the score that is gone.
+
+    Raises BadTask for scores below 0, of which no share can be kept.
+    """
+    if exact:
+        wrong: np.ndarray = ((dense == 1) & (sparse == 0)).astype(np.float64)
+        return wrong
+    if min(dense.min(), sparse.min()) < 0:
+        raise BadTask("some scores are below 0, so there is no share of them to keep.", where=ref, expected="scores from 0 up, higher is better")
+    gone: np.ndarray = 1 - np.divide(sparse, dense, out=np.ones_like(dense), where=dense > 0)
+    return gone.clip(0, 1)
+
+
+def boldest(rungs: Sequence[T], losses: Callable[[T], np.ndarray], alpha: float, delta: float) -> tuple[int | None, list[np.ndarray]]:
+    """Index of the boldest of `rungs` whose mean loss is certified to be at most alpha, and the losses of those that were looked at.
+
+    Fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021): rungs run from safe to bold and were fixed before these losses; the first that is
+    not certified ends the walk, and no bolder one is evaluated. None: not even the first.
+    """
+    rows: list[np.ndarray] = []
+    found: int | None = None
+    for rung in rungs:
+        rows.append(losses(rung))
+        found = calibrate(np.stack(rows), alpha, delta)
+        if found != len(rows) - 1:
+            break
+    return found, rows
+
+
+def needed(alpha: float, delta: float) -> int:
+    """Examples with which a loss that is zero on all of them is certified to be at most alpha: (1 - alpha)^n <= delta."""
+    return math.ceil(math.log(delta) / math.log1p(-alpha) - 1e-9)
+
+
+def check_enough(task: Task, alpha: float, deltas: dict[SplitName, float]) -> None:
+    """Raise BadTask where a split could not even certify a model that loses nothing. deltas: split -> allowed chance of a wrong promise."""
+    for split, delta in deltas.items():
+        have, least = len(task.splits[split]), needed(alpha, delta)
+        if have < least:
+            raise BadTask(
+                f"the {split} split has {have:,} examples, too few to certify that {1 - alpha:.4g} of the quality is kept: "
+                f"{least:,} would be needed even if nothing were lost.",
+                where=task.ref,
+                do=f"give the {split} split at least {least:,} examples, or keep less",
+            )
