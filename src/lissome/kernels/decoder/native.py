@@ -125,7 +125,9 @@ class Decoder:
                 setattr(made, name, _matrix(getattr(layer, name)))
         self._held.append(layers)
         hidden, ffn = w.embedding.columns, w.layers[0].gate.rows if w.layers else 0
-        given = _Decoder(len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), layers)
+        given = _Decoder(
+            len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), layers
+        )
         given.embedding, given.head = _matrix(w.embedding), _matrix(w.head)
         given.norm, given.cosine, given.sine = self._floats(w.norm), self._floats(w.cosine), self._floats(w.sine)
         given.keys, given.values = self.keys.data_ptr(), self.values.data_ptr()
