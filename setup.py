@@ -3,6 +3,8 @@
 Optional: without a C++ compiler the package installs all the same, and torch computes instead.
 """
 
+import glob
+
 from setuptools import Extension, setup
 
 NATIVE = "src/lissome/kernels/native"
@@ -11,10 +13,10 @@ setup(
     ext_modules=[
         Extension(
             "lissome.kernels._native",
-            sources=[f"{NATIVE}/attention.cpp"],
-            depends=[f"{NATIVE}/attention.h", f"{NATIVE}/attention_body.h"],
-            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-Wno-unknown-pragmas"],
-            extra_link_args=["-fopenmp"],
+            sources=[f"{NATIVE}/{name}.cpp" for name in ("attention", "decoder", "isa")],
+            depends=sorted(glob.glob(f"{NATIVE}/*.h")),
+            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-pthread", "-Wno-unknown-pragmas"],
+            extra_link_args=["-fopenmp", "-pthread"],
             language="c++",
             optional=True,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lissome.core.errors import EnvironmentLacks
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class _Attention(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "extra", "dim", "value_dim")),
         ("half", ctypes.c_int32),
+        ("kv_half", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("lead", ctypes.c_int32),
@@ -31,7 +32,9 @@ class _Attention(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("tiles", "most", "selection_batch", "selection_head")),
         ("tokens", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("token_batch", "token_head")),
-        *((name, ctypes.c_void_p) for name in ("bits", "out", "lse", "delta", "dq", "dk", "dv")),
+        ("bits", ctypes.c_void_p),
+        ("out", _Rows),
+        *((name, ctypes.c_void_p) for name in ("lse", "delta", "dq", "dk", "dv")),
     ]
 
 
@@ -51,7 +54,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Select
     q, k, v, selection = _contiguous(q), _contiguous(k), _contiguous(v), _plain(selection)
     out, lse = q.new_empty(*q.shape[:3], v.shape[-1]), torch.empty(q.shape[:3])
     given = _arguments(q, k, v, selection, scale)
-    given.out, given.lse = out.data_ptr(), lse.data_ptr()
+    given.out, given.lse = _rows(out), lse.data_ptr()
     _run("lissome_attention_forward", given)
     return out, lse
 
@@ -74,7 +77,8 @@ def _arguments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Sel
     """The arguments that both ways share; the tensors must outlive the call."""
     batch, heads, queries, dim = q.shape
     given = _Attention(batch, heads, k.shape[1], queries, k.shape[2], selection.extra, dim, v.shape[-1])
-    given.half, given.threads, given.scale, given.lead = int(q.dtype == torch.bfloat16), torch.get_num_threads(), scale, selection.lead
+    given.half = given.kv_half = int(q.dtype == torch.bfloat16)
+    given.threads, given.scale, given.lead = torch.get_num_threads(), scale, selection.lead
     given.q, given.k, given.v = _rows(q), _rows(k), _rows(v)
     given.blocks, given.masks, given.bits = selection.blocks.data_ptr(), selection.masks.data_ptr(), selection.bits.data_ptr()
     given.tiles, given.most = selection.blocks.shape[2:]

@@ -1,5 +1,6 @@
 // Which instruction set runs, and how the work is shared among threads. Built without torch; OpenMP is used where the compiler has it.
 #include "attention.h"
+#include "attention_tile.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -9,80 +10,11 @@
 #include <omp.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
-
-namespace portable {
-#define WIDTH 4
-#define COLUMNS 2
-#include "attention_body.h"
-#undef WIDTH
-#undef COLUMNS
-}  // namespace portable
-
-#if defined(__x86_64__)
-#define LISSOME_X86 1
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-namespace avx2 {
-#define WIDTH 8
-#define COLUMNS 2
-#include "attention_body.h"
-#undef WIDTH
-#undef COLUMNS
-}  // namespace avx2
-#ifdef __clang__
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
-#endif
-namespace avx512 {
-#define WIDTH 16
-#define COLUMNS 4
-#include "attention_body.h"
-#undef WIDTH
-#undef COLUMNS
-}  // namespace avx512
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif  // x86
+#define LISSOME_BODY "attention_body.h"
+#include "each_isa.h"
+#include "isa.h"
 
 namespace {
-
-enum Isa { PORTABLE, AVX2, AVX512 };
-
-Isa found() {
-    Isa best = PORTABLE;
-#ifdef LISSOME_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = AVX2;
-    if (best == AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        best = AVX512;
-    const char *forced = std::getenv("LISSOME_ISA");
-    if (forced && !std::strcmp(forced, "portable")) return PORTABLE;
-    if (forced && !std::strcmp(forced, "avx2") && best == AVX512) return AVX2;
-#endif
-    return best;
-}
-
-Isa isa() {
-    static const Isa best = found();
-    return best;
-}
 
 bool sensible(const lissome_attention *a) {
     return a->dim > 0 && a->dim <= LISSOME_DIM_MAX && a->value_dim > 0 && a->value_dim <= LISSOME_DIM_MAX && a->kv_heads > 0 &&
@@ -121,14 +53,11 @@ void gather(float *into, float *const *copies, int threads, int64_t offset, int6
 
 }  // namespace
 
+void attention_tile(const lissome_attention &a, int64_t head, int64_t tile, void *scratch) { forward_tile(a, 0, head, tile, scratch); }
+
+size_t attention_scratch() { return sizeof(portable::Scratch); }
+
 extern "C" {
-
-int lissome_version(void) { return LISSOME_VERSION; }
-
-const char *lissome_isa(void) {
-    static const char *const names[] = {"portable", "avx2", "avx512"};
-    return names[isa()];
-}
 
 int lissome_attention_forward(const lissome_attention *a) {
     if (!sensible(a)) return 1;

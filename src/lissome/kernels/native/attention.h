@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-enum { LISSOME_TILE = 64, LISSOME_DIM_MAX = 256, LISSOME_VERSION = 1 };
+enum { LISSOME_TILE = 64, LISSOME_DIM_MAX = 256, LISSOME_VERSION = 2 };
 
 // [batch, heads, rows, width]; strides in elements, the last dimension is contiguous.
 typedef struct {
@@ -20,7 +20,8 @@ typedef struct {
 
 typedef struct {
     int64_t batch, heads, kv_heads, queries, keys, extra, dim, value_dim;
-    int32_t half;     // 0: float32, 1: bfloat16 (q, k, v, extras, grad and out alike)
+    int32_t half;     // 0: float32, 1: bfloat16 (q, grad and out alike)
+    int32_t kv_half;  // the same of k and v
     int32_t threads;
     float scale;      // of the scores
     int32_t lead;     // rows of the first tile that lie before the first query
@@ -31,7 +32,7 @@ typedef struct {
     const int64_t *tokens;  // [batch or 1, heads or 1, extra]: positions of keys
     int64_t token_batch, token_head;
     const uint64_t *bits;  // [masks, 64]: bit r of [m, j]: row r of the tile sees key j of the block
-    void *out;             // [batch, heads, queries, value_dim]
+    lissome_rows out;      // written: [batch, heads, queries, value_dim]
     float *lse;            // [batch, heads, queries]: log of the sum of exp(scores); -inf where a query sees no key
     const float *delta;    // [batch, heads, queries]: sum over value_dim of grad * out
     float *dq, *dk, *dv;  // contiguous float32, shaped like q, k and v

@@ -1,0 +1,161 @@
+"""`generate`, `chat`, `bench-decode` and `pack`: small language models on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lissome.cli.emit import JsonFlag, configured, emit_json, show
+from lissome.core.errors import BadInput
+
+DecoderArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a folder that `lissome pack` wrote.")]
+Most = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens at the most.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest alone.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the fewest that hold so much probability.")]
+MinP = Annotated[float | None, typer.Option(help="Draw from those at least so probable, as a share of the likeliest.")]
+Penalty = Annotated[float, typer.Option(help="Above 1: what was said before becomes less likely.")]
+Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given several times.")]
+Context = Annotated[int | None, typer.Option(min=1, help="Tokens there is room for; by default what the model was made for, 4,096 at the most.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="By default every core.")]
+OverflowOption = Annotated[str, typer.Option(help='When the room is used up: "stop", or "slide" to forget the older half.')]
+
+ROOM = 4096
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    app.command()(generate)
+    app.command()(chat)
+    app.command("bench-decode")(bench_decode)
+    app.command()(pack)
+
+
+def generate(
+    model: DecoderArgument,
+    prompt: Annotated[str, typer.Option(help="What to go on from.")],
+    max_tokens: Most = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    context: Context = None,
+    overflow: OverflowOption = "stop",
+    threads: Threads = None,
+    json: JsonFlag = False,
+) -> None:
+    """Go on from a text, and print what follows as it comes."""
+    from lissome.engines.decoding.engine import open_engine
+    from lissome.engines.decoding.text import Spoken
+    from lissome.engines.decoding.text import generate as pieces
+
+    sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
+    engine, spoken = open_engine(model, capacity=context or ROOM, threads=threads), Spoken()
+    coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=_overflow(overflow), spoken=spoken)
+    text = _spoken(coming, quiet=json)
+    if json:
+        emit_json({"text": text, "tokens": len(spoken.tokens), "reason": spoken.reason})
+
+
+def chat(
+    model: DecoderArgument,
+    message: Annotated[list[str] | None, typer.Option(help="Say this and end; may be given several times. Without it, lines are read.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: Most = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 40,
+    top_p: TopP = 0.9,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = 1.1,
+    seed: Seed = 0,
+    stop: Stop = None,
+    context: Context = None,
+    threads: Threads = None,
+) -> None:
+    """Talk with a model by its own chat template. An empty line or Ctrl-D ends it."""
+    from lissome.engines.decoding.engine import open_engine
+    from lissome.engines.decoding.text import chat_prompt
+    from lissome.engines.decoding.text import generate as pieces
+
+    sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
+    engine = open_engine(model, capacity=context or ROOM, threads=threads)
+    messages = [{"role": "system", "content": system}] if system else []
+    for said in message or _lines():
+        messages.append({"role": "user", "content": said})
+        answer = _spoken(pieces(engine, chat_prompt(engine, messages), sampling, most=max_tokens, stop=stop or (), overflow="slide"))
+        messages.append({"role": "assistant", "content": answer})
+
+
+def bench_decode(
+    model: DecoderArgument,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are generated.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    rounds: Annotated[int, typer.Option(min=6, help="Repetitions.")] = 7,
+    threads: Threads = None,
+    json: JsonFlag = False,
+) -> None:
+    """How fast a decoder reads and writes here: tokens per second, with intervals over rounds."""
+    from lissome.engines.decoding.bench import bench
+    from lissome.engines.decoding.engine import open_engine
+
+    engine = open_engine(model, slots=batch, capacity=prompt_tokens + tokens, threads=threads)
+    found = bench(engine, prompt_tokens, tokens, rounds)
+    if json:
+        emit_json({one.name: one for one in found})
+        return
+    show("\n".join(f"{one.name:8} {one}, n = {one.n}" for one in found))
+
+
+def pack(
+    model: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")], out: Annotated[Path, typer.Option(help="Folder for the decoder.")]
+) -> None:
+    """Put a GGUF file's weights, exactly as they are, into the layout that the kernel reads: it then loads at once."""
+    from lissome.engines.decoding.engine import pack_gguf
+
+    pack_gguf(model, out)
+    show(f"Model  {out}")
+
+
+def _sampling(**options: Any) -> Any:
+    from lissome.engines.decoding.sampling import Sampling
+
+    return configured(Sampling, "sampling", **options)
+
+
+def _overflow(given: str) -> Any:
+    if given not in ("stop", "slide"):
+        raise BadInput(f'--overflow: "{given}" is not offered', expected='"stop" or "slide"')
+    return given
+
+
+def _spoken(pieces: Any, quiet: bool = False) -> str:
+    """The whole text; printed piece by piece on the way."""
+    found = []
+    for piece in pieces:
+        found.append(piece)
+        if not quiet:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if not quiet:
+        sys.stdout.write("\n")
+    return "".join(found)
+
+
+def _lines() -> Any:
+    """Lines from the keyboard, until an empty one."""
+    while True:
+        try:
+            said = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not said.strip():
+            return
+        yield said

@@ -1,0 +1,43 @@
+"""How fast an engine reads a prompt and writes tokens."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from lissome.core.measurement import Measurement
+from lissome.core.statistics import achieved_confidence, median_interval
+from lissome.engines.decoding.engine import Batch, Engine
+from lissome.machine.identity import identify
+
+
+def bench(engine: Engine, prompt: int, tokens: int, rounds: int) -> list[Measurement]:
+    """Tokens per second of reading `prompt` tokens into one slot ("prefill") and of writing `tokens` in every slot at once ("decode"), over rounds.
+
+    The tokens are drawn by lot: what they are does not matter to the time. A first round is not counted.
+    """
+    machine, lot = identify().fingerprint, torch.Generator().manual_seed(0)
+    vocabulary, slots = engine.weights.embedding.rows, torch.arange(engine.slots)
+    reading, writing = [], []
+    for at in range(-1, rounds):
+        given = torch.randint(0, vocabulary, (prompt,), generator=lot).tolist()
+        begun = time.perf_counter()
+        engine.read(given)
+        read = time.perf_counter() - begun
+        for slot in range(1, engine.slots):
+            engine.read(given, slot)
+        begun = time.perf_counter()
+        for step in range(tokens):
+            token = torch.randint(0, vocabulary, (engine.slots,), generator=lot)
+            engine.step(Batch(token, slots, torch.full((engine.slots,), prompt + step), slots))
+        wrote = time.perf_counter() - begun
+        if at >= 0:
+            reading.append(prompt / read)
+            writing.append(tokens * engine.slots / wrote)
+    return [_over(name, values, machine) for name, values in (("prefill", reading), ("decode", writing))]
+
+
+def _over(name: str, values: list[float], machine: str) -> Measurement:
+    value, low, high = median_interval(values)
+    return Measurement(name, value, low, high, "tokens/s", len(values), "measured", machine, min(0.95, achieved_confidence(len(values))))

@@ -1,0 +1,121 @@
+"""Text in, text out: pieces of text as they come, stop strings, chat templates, and what happens when the room is used up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lissome.core.errors import BadConfig, BadInput
+from lissome.engines.decoding.engine import Engine
+from lissome.engines.decoding.sampling import Sampler, Sampling
+
+Overflow = Literal["stop", "slide"]
+"""When a sequence fills its room: end there, or forget its older half and go on."""
+
+
+@dataclass
+class Spoken:
+    """What has come so far. tokens: generated ones; reason: why it ended: "stop", "length", "room" or ""."""
+
+    tokens: list[int] = field(default_factory=list)
+    reason: str = ""
+
+
+def generate(
+    engine: Engine, prompt: str, sampling: Sampling, *, most: int = 256, stop: Sequence[str] = (), overflow: Overflow = "stop", spoken: Spoken | None = None
+) -> Iterator[str]:
+    """Pieces of text that follow `prompt`, as they come.
+
+    most: tokens at the most. stop: texts that end it, not given out themselves. spoken: filled on the way.
+    Raises BadInput for a prompt without tokens or longer than the room.
+    """
+    tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
+    begin = engine.about.begin_token
+    tokens = [begin, *tokens] if begin is not None and tokens[:1] != [begin] else tokens
+    if not tokens:
+        raise BadInput("the prompt has 0 tokens", expected="at least one", do="give some text")
+    if len(tokens) > engine.capacity:
+        raise BadInput(f"the prompt has {len(tokens):,} tokens, and there is room for {engine.capacity:,}", do="shorten it, or give --context more")
+    spoken = spoken if spoken is not None else Spoken()
+    return _pieces(engine, tokens, Sampler(sampling), most, tuple(stop), overflow, spoken)
+
+
+def _pieces(engine: Engine, tokens: list[int], sampler: Sampler, most: int, stop: tuple[str, ...], overflow: Overflow, spoken: Spoken) -> Iterator[str]:
+    ends, text = engine.ends(), _Text(engine, stop)
+    logits = engine.read(tokens)
+    kept = list(tokens)
+    while len(spoken.tokens) < most:
+        token = sampler.draw(logits, kept)
+        if token in ends:
+            spoken.reason = "stop"
+            break
+        spoken.tokens.append(token)
+        kept.append(token)
+        piece, over = text.add(token)
+        if piece:
+            yield piece
+        if over:
+            spoken.reason = "stop"
+            return
+        if len(kept) > engine.capacity:
+            if overflow == "stop":
+                spoken.reason = "room"
+                break
+            kept = kept[-(engine.capacity // 2) :]
+            logits = engine.read(kept)
+        else:
+            logits = engine.read([token], start=len(kept) - 1)
+    else:
+        spoken.reason = "length"
+    rest = text.rest()
+    if rest:
+        yield rest
+
+
+class _Text:
+    """Tokens to text, held back while a character is not whole or while it may be the beginning of a stop string."""
+
+    def __init__(self, engine: Engine, stop: tuple[str, ...]) -> None:
+        self.engine, self.stop = engine, tuple(one for one in stop if one)
+        self.tokens: list[int] = []
+        self.given = 0  # characters of the decoded tokens that were given out
+
+    def add(self, token: int) -> tuple[str, bool]:
+        """What can be given out now, and whether a stop string came."""
+        self.tokens.append(token)
+        whole = self.engine.tokenizer.decode(self.tokens, skip_special_tokens=False)
+        found = [at for one in self.stop if (at := whole.find(one, max(0, self.given - len(one)))) >= 0]
+        if found:
+            return self._upto(whole, min(found)), True
+        if whole.endswith("\ufffd"):
+            return "", False
+        held = max((size for one in self.stop for size in range(1, len(one)) if whole.endswith(one[:size])), default=0)
+        piece = self._upto(whole, len(whole) - held)
+        if not held and len(self.tokens) > 64 and whole.endswith((" ", "\n", ".")):  # a long text is not decoded from its beginning each time
+            self.tokens, self.given = [], 0
+        return piece, False
+
+    def rest(self) -> str:
+        """What was held back."""
+        whole = self.engine.tokenizer.decode(self.tokens, skip_special_tokens=False)
+        return self._upto(whole, len(whole))
+
+    def _upto(self, whole: str, end: int) -> str:
+        piece, self.given = whole[self.given : end], max(self.given, end)
+        return piece
+
+
+def chat_prompt(engine: Engine, messages: Sequence[dict[str, str]]) -> str:
+    """The prompt for some messages ({"role", "content"}) by the model's own template. Raises BadConfig where it has none, or the template fails."""
+    template = engine.about.chat_template
+    if not template:
+        raise BadConfig("this model has no chat template", do="use `lissome generate`")
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        return str(made.render(messages=list(messages), add_generation_prompt=True, bos_token="", eos_token=""))
+    except TemplateError as error:
+        raise BadConfig(f"the model's chat template fails: {error}") from error

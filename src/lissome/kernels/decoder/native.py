@@ -1,0 +1,162 @@
+"""The C++ kernels behind torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lissome.core.errors import BadInput
+from lissome.kernels.decoder.packed import ROWS, Packed
+from lissome.kernels.library import library
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("bits", ctypes.c_int32), ("group", ctypes.c_int32), ("data", ctypes.c_void_p)]
+
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [("attention_norm", ctypes.c_void_p), ("ffn_norm", ctypes.c_void_p), *((name, _Matrix) for name in MATRICES)]
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("layers", "hidden", "heads", "kv_heads", "dim", "ffn", "vocabulary", "slots", "capacity")),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("half", ctypes.c_int32),
+        ("layer", ctypes.POINTER(_Layer)),
+        ("embedding", _Matrix),
+        ("head", _Matrix),
+        *((name, ctypes.c_void_p) for name in ("norm", "cosine", "sine", "keys", "values")),
+    ]
+
+
+class Pool:
+    """A team of threads that stays between calls."""
+
+    def __init__(self, threads: int) -> None:
+        handle = library().loaded()
+        handle.lissome_pool_new.restype = ctypes.c_void_p
+        self._free = handle.lissome_pool_free
+        self.handle = ctypes.c_void_p(handle.lissome_pool_new(ctypes.c_int(threads)))
+        self.threads = threads
+        if not self.handle:
+            raise MemoryError("no memory for a team of threads")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self._free(self.handle)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block. attention_norm, ffn_norm: [hidden] float32; the matrices [outputs, inputs]."""
+
+    attention_norm: torch.Tensor
+    ffn_norm: torch.Tensor
+    q: Packed
+    k: Packed
+    v: Packed
+    o: Packed
+    gate: Packed
+    up: Packed
+    down: Packed
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A whole decoder. norm: [hidden]; cosine, sine: [positions, dim / 2], the rotation of each position; scale: of the attention scores."""
+
+    layers: Sequence[Layer]
+    embedding: Packed
+    head: Packed
+    norm: torch.Tensor
+    cosine: torch.Tensor
+    sine: torch.Tensor
+    heads: int
+    kv_heads: int
+    dim: int
+    epsilon: float
+    scale: float
+
+
+class Decoder:
+    """The kernel with its weights, and room for the keys and values of `slots` sequences of up to `capacity` tokens.
+
+    half: keep keys and values in bfloat16 rather than float32.
+    """
+
+    def __init__(self, weights: Weights, slots: int, capacity: int, pool: Pool, half: bool = True) -> None:
+        if capacity > weights.cosine.shape[0]:
+            raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
+        self.weights, self.slots, self.capacity, self.pool = weights, slots, capacity, pool
+        shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+        self._held: list[Any] = []  # what the structure points to
+        self._given = self._structure(half)
+
+    def step(self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read.
+
+        tokens, slots, positions: [rows] int32, a token each, the sequence it is of and its place there; rows of a sequence are neighbours, in rising order.
+        """
+        rows = [one.to(torch.int32).contiguous() for one in (tokens, slots, positions, wanted)]
+        logits = torch.empty(len(wanted), self.weights.embedding.rows)
+        pointers = [ctypes.c_void_p(one.data_ptr()) for one in (*rows, logits)]
+        call = library().loaded().lissome_decoder_step
+        lengths = ctypes.c_int64(len(tokens)), ctypes.c_int64(len(wanted))
+        code = call(ctypes.byref(self._given), self.pool.handle, lengths[0], *pointers[:3], lengths[1], *pointers[3:])
+        _check(code, "lissome_decoder_step")
+        return logits
+
+    def _structure(self, half: bool) -> _Decoder:
+        w = self.weights
+        layers = (_Layer * max(1, len(w.layers)))()
+        for made, layer in zip(layers, w.layers, strict=False):
+            made.attention_norm, made.ffn_norm = self._floats(layer.attention_norm), self._floats(layer.ffn_norm)
+            for name in MATRICES:
+                setattr(made, name, _matrix(getattr(layer, name)))
+        self._held.append(layers)
+        hidden, ffn = w.embedding.columns, w.layers[0].gate.rows if w.layers else 0
+        given = _Decoder(
+            len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), layers
+        )
+        given.embedding, given.head = _matrix(w.embedding), _matrix(w.head)
+        given.norm, given.cosine, given.sine = self._floats(w.norm), self._floats(w.cosine), self._floats(w.sine)
+        given.keys, given.values = self.keys.data_ptr(), self.values.data_ptr()
+        return given
+
+    def _floats(self, tensor: torch.Tensor) -> int:
+        held = tensor.float().contiguous()
+        self._held.append(held)
+        return held.data_ptr()
+
+
+def multiply(matrix: Packed, x: torch.Tensor, pool: Pool) -> torch.Tensor:
+    """x [n, columns] times the transposed matrix: [n, rows], float32."""
+    if x.ndim != 2 or x.shape[1] != matrix.columns:
+        raise BadInput(f"inputs {list(x.shape)} do not fit {matrix.rows} x {matrix.columns} weights", expected=f"[n, {matrix.columns}]")
+    x = x.float().contiguous()
+    out = torch.empty(len(x), -(-matrix.rows // ROWS) * ROWS)
+    given = _matrix(matrix)
+    pointers = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())
+    _check(library().loaded().lissome_matrix_multiply(ctypes.byref(given), pool.handle, ctypes.c_int64(len(x)), *pointers), "lissome_matrix_multiply")
+    return out[:, : matrix.rows]
+
+
+def _matrix(packed: Packed) -> _Matrix:
+    return _Matrix(packed.rows, packed.columns, packed.bits, packed.group, packed.data.data_ptr())
+
+
+def _check(code: int, name: str) -> None:
+    if code == 2:
+        raise MemoryError(f"{name}: no memory for its scratch")
+    if code:
+        raise BadInput(f"{name} refused its arguments (code {code})", expected="tokens of the vocabulary, slots and positions within what was made room for")

@@ -1,0 +1,51 @@
+"""The decoder in plain torch, float32: what the kernel is held to, and what runs where it was not built."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from lissome.kernels.decoder.native import Weights
+from lissome.kernels.decoder.packed import Packed, unpack
+
+
+class Reference:
+    """As `native.Decoder`, one row after the other."""
+
+    def __init__(self, weights: Weights, slots: int, capacity: int, half: bool = True) -> None:
+        self.weights = weights
+        shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+
+    def step(self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read."""
+        states = [self._row(int(token), int(slot), int(position)) for token, slot, position in zip(tokens, slots, positions, strict=True)]
+        last = torch.stack([states[int(row)] for row in wanted])
+        return functional.rms_norm(last, last.shape[1:], self.weights.norm.float(), self.weights.epsilon) @ dense(self.weights.head).T
+
+    def _row(self, token: int, slot: int, position: int) -> torch.Tensor:
+        w = self.weights
+        state = dense(w.embedding)[token]
+        for at, layer in enumerate(w.layers):
+            x = functional.rms_norm(state, state.shape, layer.attention_norm.float(), w.epsilon)
+            q, k, v = ((dense(matrix) @ x).view(-1, w.dim) for matrix in (layer.q, layer.k, layer.v))
+            self.keys[at, slot, :, position] = self._rotated(k, position).to(self.keys.dtype)
+            self.values[at, slot, :, position] = v.to(self.values.dtype)
+            keys, values = (kept[at, slot, :, : position + 1].float() for kept in (self.keys, self.values))
+            grouped = self._rotated(q, position).view(w.kv_heads, -1, w.dim)
+            seen = ((grouped @ keys.transpose(1, 2)) * w.scale).softmax(-1) @ values
+            state = state + dense(layer.o) @ seen.flatten()
+            x = functional.rms_norm(state, state.shape, layer.ffn_norm.float(), w.epsilon)
+            state = state + dense(layer.down) @ (functional.silu(dense(layer.gate) @ x) * (dense(layer.up) @ x))
+        return state
+
+    def _rotated(self, heads: torch.Tensor, position: int) -> torch.Tensor:
+        cosine, sine = self.weights.cosine[position].float(), self.weights.sine[position].float()
+        a, b = heads.chunk(2, -1)
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+def dense(matrix: Packed) -> torch.Tensor:
+    """The weights of a packed matrix [rows, columns], float32."""
+    found = unpack(matrix)
+    return found if isinstance(found, torch.Tensor) else found.dense()

@@ -1,0 +1,87 @@
+// A step of the decoder: what is checked before it runs, and which instruction set runs it.
+#include "decoder.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "decoder_runs.h"
+#include "isa.h"
+#include "pool.h"
+
+#define LISSOME_BODY "decoder_body.h"
+#include "each_isa.h"
+
+#ifdef LISSOME_X86
+#define AS_HERE(call) (isa() == AVX512 ? avx512::call : isa() == AVX2 ? avx2::call : portable::call)
+#else
+#define AS_HERE(call) (portable::call)
+#endif
+
+struct lissome_pool {
+    Pool team;
+};
+
+namespace {
+
+bool sensible(const lissome_matrix &m, int64_t rows, int64_t columns) {
+    const bool coded = m.bits == 4 || m.bits == 8;
+    const bool group = m.group == 32 || (coded && (m.group == 64 || m.group == 128));
+    return m.data && m.rows == rows && m.columns == columns && rows > 0 && columns > 0 && group && columns % m.group == 0 && (coded || m.bits == 32);
+}
+
+bool sensible(const lissome_decoder &d) {
+    if (d.layers < 0 || d.heads < 1 || d.kv_heads < 1 || d.heads % d.kv_heads || d.dim < 16 || d.dim % 16 || d.dim > LISSOME_DIM_MAX || d.slots < 1 ||
+        d.capacity < 1 || !d.keys || !d.values)
+        return false;
+    if (!sensible(d.embedding, d.vocabulary, d.hidden) || !sensible(d.head, d.vocabulary, d.hidden)) return false;
+    for (int64_t i = 0; i < d.layers; i++) {
+        const lissome_layer &l = d.layer[i];
+        if (!sensible(l.q, d.heads * d.dim, d.hidden) || !sensible(l.k, d.kv_heads * d.dim, d.hidden) || !sensible(l.v, d.kv_heads * d.dim, d.hidden) ||
+            !sensible(l.o, d.hidden, d.heads * d.dim) || !sensible(l.gate, d.ffn, d.hidden) || !sensible(l.up, d.ffn, d.hidden) ||
+            !sensible(l.down, d.hidden, d.ffn))
+            return false;
+    }
+    return true;
+}
+
+bool sensible(const lissome_decoder &d, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position, int64_t wanted, const int32_t *which) {
+    for (int64_t i = 0; i < rows; i++)
+        if (token[i] < 0 || token[i] >= d.vocabulary || slot[i] < 0 || slot[i] >= d.slots || position[i] < 0 || position[i] >= d.capacity) return false;
+    for (int64_t i = 0; i < wanted; i++)
+        if (which[i] < 0 || which[i] >= rows) return false;
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+lissome_pool *lissome_pool_new(int threads) { return new (std::nothrow) lissome_pool{Pool(threads)}; }
+
+void lissome_pool_free(lissome_pool *pool) { delete pool; }
+
+int lissome_decoder_step(const lissome_decoder *decoder, lissome_pool *pool, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
+                         int64_t wanted, const int32_t *which, float *logits) {
+    if (!sensible(*decoder) || !sensible(*decoder, rows, token, slot, position, wanted, which)) return 1;
+    if (!rows) return 0;
+    try {
+        const Rows given{rows, token, slot, position, wanted, which, logits};
+        AS_HERE(step(*decoder, pool->team, given));
+    } catch (const std::bad_alloc &) {
+        return 2;
+    }
+    return 0;
+}
+
+int lissome_matrix_multiply(const lissome_matrix *matrix, lissome_pool *pool, int64_t n, const float *x, float *y) {
+    if (!sensible(*matrix, matrix->rows, matrix->columns) || n < 0) return 1;
+    try {
+        if (n) AS_HERE(multiply(*matrix, pool->team, n, x, y));
+    } catch (const std::bad_alloc &) {
+        return 2;
+    }
+    return 0;
+}
+}

@@ -1,0 +1,52 @@
+// Rows of a step that follow one another in a sequence: a prompt is one long run, and its attention goes by tiles.
+#pragma once
+#include <vector>
+
+#include "attention_tile.h"
+#include "decoder.h"
+
+// What a step is given; see lissome_decoder_step.
+struct Rows {
+    int64_t count;
+    const int32_t *token, *slot, *position;
+    int64_t wanted;
+    const int32_t *which;
+    float *logits;
+};
+
+// Rows of one sequence that follow one another.
+struct Run {
+    int64_t begin, end;
+};
+
+inline std::vector<Run> runs_of(int64_t rows, const int32_t *slot, const int32_t *position) {
+    std::vector<Run> found;
+    for (int64_t i = 0; i < rows; i++) {
+        if (i && slot[i] == slot[i - 1] && position[i] == position[i - 1] + 1) found.back().end++;
+        else found.push_back({i, i + 1});
+    }
+    return found;
+}
+
+// The selection of causal attention for a run, in the terms of attention.h: every tile sees all blocks before its own, and its own up to the diagonal.
+struct Causal {
+    std::vector<int32_t> blocks, masks;
+    std::vector<uint64_t> bits;
+    std::vector<float> lse;
+    lissome_attention attention{};
+
+    Causal(const lissome_decoder &d, const Run &run, int64_t offset) {
+        lissome_attention &a = attention;
+        const int64_t count = run.end - run.begin, first = offset / LISSOME_TILE;
+        a.batch = 1, a.heads = d.heads, a.kv_heads = d.kv_heads, a.queries = count, a.keys = offset + count, a.dim = a.value_dim = d.dim;
+        a.kv_half = d.half, a.threads = 1, a.scale = d.scale, a.lead = (int32_t)(offset % LISSOME_TILE);
+        a.tiles = (a.lead + count + LISSOME_TILE - 1) / LISSOME_TILE, a.most = first + a.tiles;
+        blocks.assign(a.tiles * a.most, -1), masks.assign(a.tiles * a.most, -1), bits.resize(LISSOME_TILE), lse.resize(d.heads * count);
+        for (int64_t t = 0; t < a.tiles; t++) {
+            for (int64_t b = 0; b <= first + t; b++) blocks[t * a.most + b] = (int32_t)b;
+            masks[t * a.most + first + t] = 0;
+        }
+        for (int j = 0; j < LISSOME_TILE; j++) bits[j] = ~(uint64_t)0 << j;
+        a.blocks = blocks.data(), a.masks = masks.data(), a.bits = bits.data(), a.lse = lse.data();
+    }
+};

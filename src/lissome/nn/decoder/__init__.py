@@ -1,0 +1,1 @@
+"""Decoders for the kernel: weights from Hugging Face models and GGUF files."""

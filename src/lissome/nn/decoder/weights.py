@@ -1,0 +1,115 @@
+"""Weights for the decoder kernel: from a GGUF file exactly as they stand there, or from a Llama-shaped transformers model, rounded or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lissome.core.errors import BadModel
+from lissome.kernels.decoder.native import Layer, Weights
+from lissome.kernels.decoder.packed import Codes, Packed, pack
+from lissome.nn.decoder.gguf import Gguf
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GGUF_NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+LLAMA_NAMES = {
+    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+ARCHITECTURES = ("llama",)
+Rounding = Callable[[str, torch.Tensor], torch.Tensor | Codes]
+"""(name, weights [outputs, inputs]) -> what the kernel is to read."""
+
+
+def from_gguf(file: Gguf) -> Weights:
+    """The decoder in a GGUF file; codes stay the codes they are. Raises BadModel for an architecture that is not offered."""
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise BadModel(f'its architecture is "{architecture}"', where=str(file.path), expected=", ".join(ARCHITECTURES))
+    number = _numbers(file, f"{architecture}.")
+    heads, hidden, layers = (number(key) for key in ("attention.head_count", "embedding_length", "block_count"))
+    kv_heads = number("attention.head_count_kv", heads)
+    dim = number("attention.key_length", hidden // heads)
+    unturned = {"q": heads, "k": kv_heads}
+
+    def layer(at: int) -> Layer:
+        parts = {name: file.tensor(f"blk.{at}.{stored}.weight") for name, stored in GGUF_NAMES.items()}
+        parts |= {name: halves_first(parts[name], count) for name, count in unturned.items()}
+        norms = (_floats(file.tensor(f"blk.{at}.{name}.weight")) for name in ("attn_norm", "ffn_norm"))
+        return Layer(*norms, **{name: pack(one) for name, one in parts.items()})
+
+    embedding = pack(file.tensor("token_embd.weight"))
+    head = pack(file.tensor("output.weight")) if "output.weight" in file.entries else embedding
+    cosine, sine = rotations(dim, number("context_length"), float(file.metadata.get(f"{architecture}.rope.freq_base", 10000.0)))
+    epsilon = float(file.metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5))
+    norm = _floats(file.tensor("output_norm.weight"))
+    return Weights([layer(at) for at in range(layers)], embedding, head, norm, cosine, sine, heads, kv_heads, dim, epsilon, dim**-0.5)
+
+
+def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weights:
+    """The decoder of a Llama-shaped transformers model; `rounding` says what each matrix becomes, floats without.
+
+    Raises BadModel where the model is of another shape (biases, other norms or activations, scaled positions).
+    """
+    config: Any = model.config
+    if config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
+        raise BadModel(f"a {config.model_type} with {config.hidden_act} is not offered", expected="a Llama-shaped model with silu and without biases")
+    body: Any = model.model
+    rounded = rounding or (lambda _, weight: weight)
+
+    def made(name: str, module: torch.nn.Module) -> Packed:
+        weight: Any = module.weight
+        return pack(rounded(name, weight.detach().float()))
+
+    layers = [
+        Layer(
+            block.input_layernorm.weight.detach(),
+            block.post_attention_layernorm.weight.detach(),
+            **{name: made(f"layers.{at}.{inner}", block.get_submodule(inner)) for name, inner in LLAMA_NAMES.items()},
+        )
+        for at, block in enumerate(body.layers)
+    ]
+    embedding = made("embed_tokens", body.embed_tokens)
+    head = embedding if config.tie_word_embeddings else made("lm_head", model.lm_head)  # type: ignore[arg-type]
+    angles = torch.arange(config.max_position_embeddings)[:, None].float() * body.rotary_emb.inv_freq.float()
+    scaled = body.rotary_emb.attention_scaling
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, body.layers[0].self_attn.head_dim
+    rotation = (angles.cos() * scaled, angles.sin() * scaled)
+    return Weights(layers, embedding, head, body.norm.weight.detach(), *rotation, heads, kv_heads, dim, config.rms_norm_eps, dim**-0.5)
+
+
+def rotations(dim: int, positions: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [positions, dim / 2] of rotary embeddings (Su et al. 2021)."""
+    rates = 1.0 / base ** (torch.arange(0, dim, 2).float() / dim)
+    angles = torch.arange(positions)[:, None].float() * rates
+    return angles.cos(), angles.sin()
+
+
+def halves_first(weights: torch.Tensor | Codes, heads: int) -> torch.Tensor | Codes:
+    """Rows of queries or keys in the order in which halves are rotated, from GGUF's, in which neighbours are."""
+    if isinstance(weights, Codes):
+        return dataclasses.replace(weights, **{name: _turned(getattr(weights, name), heads) for name in ("codes", "scale", "offset")})
+    return _turned(weights, heads)
+
+
+def _turned(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape).contiguous()
+
+
+def _floats(weights: torch.Tensor | Codes) -> torch.Tensor:
+    return weights.dense() if isinstance(weights, Codes) else weights
+
+
+def _numbers(file: Gguf, prefix: str) -> Callable[..., int]:
+    def number(key: str, default: int | None = None) -> int:
+        value = file.metadata.get(prefix + key, default)
+        if not isinstance(value, int) or value < 1:
+            raise BadModel(f'its metadata has {value} for "{prefix}{key}"', where=str(file.path), expected="a whole number above 0")
+        return value
+
+    return number

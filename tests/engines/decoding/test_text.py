@@ -1,0 +1,146 @@
+import pytest
+import torch
+
+from lissome.core.errors import BadConfig, BadInput, BadModel
+from lissome.engines.decoding.bench import bench
+from lissome.engines.decoding.engine import Batch, Engine, open_engine, pack_gguf
+from lissome.engines.decoding.sampling import Sampling
+from lissome.engines.decoding.text import Spoken, chat_prompt, generate
+from lissome.nn.decoder.folder import DESCRIPTION, TENSORS, About
+from lissome.nn.decoder.gguf import read_gguf
+from lissome.nn.decoder.tokenizer import tokenizer_of
+from tests.nn.decoder.small import as_gguf, llama
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return as_gguf(llama(), tmp_path_factory.mktemp("gguf") / "small.gguf")
+
+
+@pytest.fixture(scope="module")
+def engine(path):
+    return open_engine(path, slots=2, capacity=64, threads=1)
+
+
+class Scripted:
+    """An engine that says what it is told, token by token."""
+
+    def __init__(self, engine: Engine, says: str, capacity: int = 1000) -> None:
+        self.tokenizer, self.about, self.capacity, self.ends = engine.tokenizer, engine.about, capacity, engine.ends
+        self.left, self.reads = self.tokenizer.encode(says).ids, []
+
+    def read(self, tokens, slot=0, start=0):
+        self.reads.append((list(tokens), start))
+        logits = torch.zeros(262)
+        logits[self.left.pop(0) if self.left else 2] = 5
+        return logits
+
+
+def said(engine, says, capacity=1000, **options):
+    spoken = Spoken()
+    scripted = Scripted(engine, says, capacity)
+    return list(generate(scripted, "the", Sampling(), spoken=spoken, **options)), spoken, scripted
+
+
+def test_greedy_text_is_what_transformers_generates(path):
+    model = llama()
+    engine = Engine(open_engine(path).weights, tokenizer_of(read_gguf(path)), threads=1)
+    as_gguf(model, path.parent / "again.gguf")  # sets the model's weights to what the codes stand for
+    prompt = engine.tokenizer.encode("the man").ids
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)[0, len(prompt) :].tolist()
+    spoken = Spoken()
+    "".join(generate(engine, "the man", Sampling(), most=20, spoken=spoken))
+    same = sum(a == b for a, b in zip(spoken.tokens, expected, strict=False))
+    assert spoken.tokens == expected[: len(spoken.tokens)] or same >= 15  # keys and values are kept in bfloat16: a tie may fall the other way
+
+
+def test_pieces_are_whole_characters_and_nothing_is_lost(engine):
+    pieces, spoken, _ = said(engine, "a \u00e9\u4e2d\u6587 z")
+    assert "".join(pieces) == "a \u00e9\u4e2d\u6587 z" and not any("\ufffd" in piece for piece in pieces)
+    assert spoken.reason == "stop"
+
+
+def test_a_long_text_is_given_out_whole(engine):
+    text = "the man and 12 others. " * 20
+    assert "".join(said(engine, text, most=2000)[0]) == text
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(["others"], "the man and "), (["xyz"], "the man and others"), (["man and o", "nd"], "the man a")])
+def test_stop_strings_end_it_and_are_not_given_out(engine, stop, expected):
+    pieces, _, _ = said(engine, "the man and others", stop=stop)
+    assert "".join(pieces) == expected
+
+
+def test_the_most_tokens(engine):
+    pieces, spoken, _ = said(engine, "abcdef", most=3)
+    assert "".join(pieces) == "abc" and spoken.reason == "length" and len(spoken.tokens) == 3
+
+
+def test_when_the_room_is_used_up_it_stops_or_forgets(engine):
+    pieces, spoken, _ = said(engine, "abcdefghij", capacity=5)
+    assert spoken.reason == "room" and "".join(pieces) == "abcde"
+    pieces, spoken, scripted = said(engine, "abcdefghij", capacity=5, overflow="slide")
+    assert "".join(pieces) == "abcdefghij"
+    assert max(len(tokens) + start for tokens, start in scripted.reads) <= 5
+
+
+def test_two_sequences_side_by_side_are_as_each_alone(engine):
+    alone = [engine.read(tokens) for tokens in ([5, 6, 7], [8, 9])]
+    engine.read([5, 6], slot=0)
+    engine.read([8], slot=1)
+    both = engine.step(Batch(torch.tensor([7, 9]), torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0, 1])))
+    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_a_packed_folder_says_the_same_and_is_loaded_without_a_copy(path, tmp_path, engine):
+    pack_gguf(path, tmp_path / "packed")
+    again = open_engine(tmp_path / "packed", capacity=64, threads=1)
+    assert torch.equal(again.read([5, 6, 7]), engine.read([5, 6, 7]))
+    assert again.about == engine.about and again.ends() == engine.ends()
+
+
+def test_a_chat_by_the_models_own_template(engine):
+    assert chat_prompt(engine, [{"role": "user", "content": "hi"}]) == "<|im_start|>user: hi<|im_end|><|im_start|>"
+    plain = Engine(engine.weights, engine.tokenizer, threads=1)
+    with pytest.raises(BadConfig, match="no chat template"):
+        chat_prompt(plain, [])
+    broken = Engine(engine.weights, engine.tokenizer, About(chat_template="{{ raise() }}"), threads=1)
+    with pytest.raises(BadConfig, match="chat template fails"):
+        chat_prompt(broken, [])
+
+
+def test_a_template_cannot_reach_out(engine):
+    evil = Engine(engine.weights, engine.tokenizer, About(chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"), threads=1)
+    with pytest.raises(BadConfig, match="chat template fails"):
+        chat_prompt(evil, [])
+
+
+def test_bad_prompts(engine):
+    with pytest.raises(BadInput, match="the prompt has 0 tokens"):
+        generate(engine, "", Sampling())
+    with pytest.raises(BadInput, match="the prompt has 100 tokens, and there is room for 64"):
+        generate(engine, "a" * 100, Sampling())
+    with pytest.raises(BadInput, match="place 64 is beyond the 64 tokens"):
+        engine.read([1], start=64)
+
+
+def test_bad_models(path, tmp_path, engine):
+    with pytest.raises(BadModel, match="no decoder at"):
+        open_engine(tmp_path)
+    pack_gguf(path, tmp_path / "packed")
+    (tmp_path / "packed" / TENSORS).write_bytes((tmp_path / "packed" / TENSORS).read_bytes()[:1000])
+    with pytest.raises(BadModel, match="the decoder cannot be read"):
+        open_engine(tmp_path / "packed")
+    (tmp_path / "packed" / DESCRIPTION).write_text("{}")
+    with pytest.raises(BadModel, match="the decoder cannot be read"):
+        open_engine(tmp_path / "packed")
+    wide = tokenizer_of(read_gguf(path))
+    wide.add_tokens([f"extra{i}" for i in range(100)])
+    with pytest.raises(BadModel, match="the tokenizer has 362 tokens and the model 300"):
+        Engine(engine.weights, wide)
+
+
+def test_speed_is_measured_with_intervals(path):
+    found = bench(open_engine(path, slots=2, capacity=40, threads=1), 20, 4, 6)
+    assert [one.name for one in found] == ["prefill", "decode"]
+    assert all(0 < one.low <= one.value <= one.high and one.n == 6 and one.unit == "tokens/s" for one in found)

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lissome.core.errors import BadInput
+from lissome.kernels.decoder.native import Decoder, Pool
+from lissome.kernels.decoder.reference import Reference
+from lissome.kernels.library import library
+from lissome.nn.decoder.weights import from_llama
+from tests.nn.decoder.small import coded, llama
+
+pytestmark = pytest.mark.skipif(library().handle is None, reason=f"no native kernels: {library().trouble}")
+MODEL = llama()
+
+
+def rows(tokens, slots, positions, wanted=None):
+    wanted = range(len(tokens)) if wanted is None else wanted
+    return tuple(torch.tensor(list(one)) for one in (tokens, slots, positions, wanted))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_steps_equal_the_reference(data):
+    """Prompts of any length in several sequences, then single tokens, in one call or in many."""
+    weights = from_llama(MODEL, data.draw(st.sampled_from([None, lambda _, w: coded(w), lambda _, w: coded(w, 8)])))
+    half = data.draw(st.booleans())
+    fast, plain = Decoder(weights, 3, 100, Pool(data.draw(st.integers(1, 3))), half), Reference(weights, 3, 100, half)
+    lengths = [0, 0, 0]
+    for _ in range(data.draw(st.integers(1, 4))):
+        given_: list[list[int]] = [[], [], []]
+        for slot in data.draw(st.permutations(range(3)))[: data.draw(st.integers(1, 3))]:
+            for _ in range(data.draw(st.sampled_from([1, 1, 2, 7, 20]))):
+                for column, value in zip(given_, (data.draw(st.integers(0, 299)), slot, lengths[slot]), strict=True):
+                    column.append(value)
+                lengths[slot] += 1
+        step = rows(*given_)
+        torch.testing.assert_close(fast.step(*step), plain.step(*step), rtol=2e-3 if half else 1e-4, atol=2e-2 if half else 1e-3)
+
+
+def test_the_logits_are_those_of_transformers():
+    tokens = torch.randint(0, 300, (1, 150), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = MODEL(tokens).logits[0]
+    decoder = Decoder(from_llama(MODEL), 1, 200, Pool(2), half=False)
+    torch.testing.assert_close(decoder.step(*rows(tokens[0].tolist(), [0] * 150, range(150))), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_bits_twice():
+    weights = from_llama(MODEL, lambda _, w: coded(w))
+    step = rows(range(60), [0] * 60, range(60))
+    first, second = (Decoder(weights, 1, 64, Pool(2)).step(*step) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [rows([300], [0], [0]), rows([-1], [0], [0]), rows([0], [1], [0]), rows([0], [0], [64]), rows([0], [0], [-1]), rows([0], [0], [0], [1])],
+)
+def test_what_is_out_of_range_is_refused(step):
+    with pytest.raises(BadInput, match="refused its arguments"):
+        Decoder(from_llama(MODEL), 1, 64, Pool(1)).step(*step)
+
+
+def test_more_room_than_positions():
+    with pytest.raises(BadInput, match="room for 500 tokens, but positions for 256"):
+        Decoder(from_llama(MODEL), 1, 500, Pool(1))
+
+
+def test_nothing_to_do():
+    assert Decoder(from_llama(MODEL), 1, 8, Pool(2)).step(*(torch.zeros(0, dtype=torch.int32) for _ in range(4))).shape == (0, 300)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lissome.core.errors import BadInput
+from lissome.kernels.decoder.native import Pool, multiply
+from lissome.kernels.decoder.packed import Codes, Packed, pack, unpack
+from lissome.kernels.library import library
+
+native = pytest.mark.skipif(library().handle is None, reason=f"no native kernels: {library().trouble}")
+
+
+def codes(bits: int, rows: int, columns: int, group: int, seed: int = 0) -> Codes:
+    draw = torch.Generator().manual_seed(seed)
+    low, high, kind = (0, 16, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
+    made = torch.randint(low, high, (rows, columns), generator=draw).to(kind)
+    scale, offset = (torch.randn(rows, columns // group, generator=draw).half() for _ in range(2))
+    return Codes(made, scale, offset)
+
+
+shapes = st.tuples(st.sampled_from([4, 8]), st.integers(1, 70), st.integers(1, 5), st.sampled_from([32, 64, 128]), st.integers(0, 99))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes)
+def test_what_was_packed_comes_back_bit_for_bit(shape):
+    bits, rows, groups, group, seed = shape
+    given_ = codes(bits, rows, groups * group, group, seed)
+    found = unpack(pack(given_))
+    assert isinstance(found, Codes) and found.group == group and found.bits == bits
+    assert torch.equal(found.codes, given_.codes) and torch.equal(found.scale, given_.scale) and torch.equal(found.offset, given_.offset)
+
+
+def test_floats_come_back_too():
+    weights = torch.randn(37, 96)
+    assert torch.equal(unpack(pack(weights)), weights)
+
+
+@native
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(1, 40), st.integers(1, 3))
+def test_native_products_equal_those_of_the_dense_weights(shape, n, threads):
+    bits, rows, groups, group, seed = shape
+    weights = codes(bits, rows, groups * group, group, seed)
+    x = torch.randn(n, groups * group, generator=torch.Generator().manual_seed(seed))
+    expected = x.double() @ weights.dense().double().T
+    found = multiply(pack(weights), x, Pool(threads)).double()
+    size = x.abs().double() @ weights.dense().abs().double().T  # rounding grows with what is summed, not with the sum
+    assert ((found - expected).abs() <= 1e-5 * size + 1e-6).all()
+
+
+@native
+@pytest.mark.parametrize("n", [1, 8, 9, 70])
+def test_native_products_of_floats(n):
+    weights, x = torch.randn(50, 352), torch.randn(n, 352)
+    torch.testing.assert_close(multiply(pack(weights), x, Pool(2)), x @ weights.T, rtol=1e-4, atol=1e-4)
+
+
+@native
+def test_extreme_scales_and_nan_come_through():
+    weights = codes(4, 16, 32, 32)
+    weights.scale[0], weights.scale[1], weights.offset[2] = 6e-8, 65504, float("nan")
+    found = multiply(pack(weights), torch.ones(1, 32), Pool(1))[0]
+    expected = weights.dense().sum(1)
+    assert torch.isnan(found[2])
+    torch.testing.assert_close(found[[0, 1, 3]], expected[[0, 1, 3]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pack(torch.randn(4, 33)), "4 x 33 weights cannot be packed in groups of 32"),
+        (lambda: pack(codes(4, 4, 96, 48)), "weights of 4 bits in groups of 48 are not offered"),
+        (lambda: pack(Codes(torch.full((2, 32), 16, dtype=torch.uint8), torch.ones(2, 1).half(), torch.ones(2, 1).half())), "a code of 16 does not fit"),
+        (lambda: Packed(torch.zeros(5, dtype=torch.uint8), 16, 32, 4, 32), "5 bytes cannot be 16 x 32 weights of 4 bits"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(make, message):
+    with pytest.raises(BadInput, match=message):
+        make()
+
+
+@native
+def test_inputs_that_do_not_fit_are_named():
+    with pytest.raises(BadInput, match=r"inputs \[1, 64\] do not fit 4 x 32 weights"):
+        multiply(pack(torch.randn(4, 32)), torch.randn(1, 64), Pool(1))
