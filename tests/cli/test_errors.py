@@ -201,6 +201,7 @@ def test_the_command_line_is_frozen():
         for full, one in verbs.items():
             found[full] = sorted(option for parameter in one.params for option in parameter.opts if option.startswith("--"))
     limits = ["--batch", "--confidence", "--energy", "--json", "--latency", "--max-drop", "--memory", "--out", "--ram", "--seed", "--size", "--spend", "--task"]
+    drawn = ["--context", "--max-tokens", "--min-p", "--repetition-penalty", "--seed", "--stop", "--temperature", "--threads", "--top-k", "--top-p"]
     assert found == {
         "optimize": limits,
         "demo": ["--digits", "--json", "--out"],
@@ -265,6 +266,25 @@ def test_the_command_line_is_frozen():
             "--stages",
             "--task",
         ],
+        "sparsify": [
+            "--batch",
+            "--candidate",
+            "--confidence",
+            "--epochs",
+            "--examples",
+            "--json",
+            "--keep",
+            "--lr",
+            "--out",
+            "--seed",
+            "--spend",
+            "--task",
+            "--train",
+        ],
+        "generate": sorted([*drawn, "--json", "--overflow", "--prompt"]),
+        "chat": sorted([*drawn, "--message", "--system"]),
+        "bench-decode": ["--batch", "--json", "--prompt-tokens", "--rounds", "--threads", "--tokens"],
+        "pack": ["--out"],
         "task check": ["--json", "--model"],
         "cache": ["--json"],
         "cache show": ["--json"],

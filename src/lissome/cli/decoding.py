@@ -24,8 +24,6 @@ Context = Annotated[int | None, typer.Option(min=1, help="Tokens there is room f
 Threads = Annotated[int | None, typer.Option(min=1, help="By default every core.")]
 OverflowOption = Annotated[str, typer.Option(help='When the room is used up: "stop", or "slide" to forget the older half.')]
 
-ROOM = 4096
-
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command."""
@@ -57,7 +55,7 @@ def generate(
     from lissome.engines.decoding.text import generate as pieces
 
     sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
-    engine, spoken = open_engine(model, capacity=context or ROOM, threads=threads), Spoken()
+    engine, spoken = open_engine(model, capacity=context, threads=threads), Spoken()
     coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=_overflow(overflow), spoken=spoken)
     text = _spoken(coming, quiet=json)
     if json:
@@ -85,7 +83,7 @@ def chat(
     from lissome.engines.decoding.text import generate as pieces
 
     sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
-    engine = open_engine(model, capacity=context or ROOM, threads=threads)
+    engine = open_engine(model, capacity=context, threads=threads)
     messages = [{"role": "system", "content": system}] if system else []
     for said in message or _lines():
         messages.append({"role": "user", "content": said})

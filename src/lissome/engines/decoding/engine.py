@@ -22,6 +22,8 @@ from lissome.nn.decoder.weights import from_gguf
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+ROOM = 4096
+"""Tokens that a sequence has room for unless another number is asked for: keys and values of a whole context would take more memory than most need."""
 ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>")
 """Tokens that end a turn in common chat templates; what the file names itself counts too."""
 
@@ -50,7 +52,7 @@ class Engine:
             )
         self.weights, self.tokenizer, self.about = weights, tokenizer, about
         self.slots = slots
-        self.capacity = min(capacity or weights.cosine.shape[0], weights.cosine.shape[0])
+        self.capacity = capacity or min(ROOM, weights.cosine.shape[0])
         self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
         if library().handle is None:
             self._decoder: Decoder | Reference = Reference(weights, slots, self.capacity)
