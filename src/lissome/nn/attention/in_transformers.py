@@ -7,17 +7,22 @@ The patterns stand in the model's configuration as text, and are saved with it; 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lissome.core.errors import BadConfig, BadModel
 from lissome.nn.attention.attend import attend
+from lissome.nn.attention.learned import FILE, attach, load_indexers, scorers
 from lissome.nn.attention.past import Past
 from lissome.nn.attention.patterns import Pattern, select
+from lissome.nn.attention.sight import Sight
 from lissome.nn.attention.written import parse
 
 if TYPE_CHECKING:
@@ -26,19 +31,24 @@ if TYPE_CHECKING:
 NAME = "lissome"
 FIELD = "lissome_attention"
 """Where a model's configuration holds its patterns: one text, or a list with one for each layer; None in it: dense."""
+Watch = Callable[[torch.nn.Module, Sight, float | None], None]
+"""(attention module, what its pattern would look at, scale of the scores): told of every layer that has a pattern, while it computes all pairs."""
+_WATCH: list[Watch] = []
 _PASTS: weakref.WeakKeyDictionary[torch.nn.Module, Past] = weakref.WeakKeyDictionary()
 
 
 def use(model: PreTrainedModel, pattern: Pattern | str | Sequence[Pattern | str | None]) -> PreTrainedModel:
     """Give the model's self-attention a pattern, or a list with one for each layer (None: dense). Changes the model in place and returns it.
 
+    A layer whose pattern names a learned scorer keeps the one it has; else it gets what `save_indexers` wrote into the folder the model came from, or a fresh
+    one.
+
     Raises BadConfig for a text that is no pattern or a list of another length than the layers, BadModel for a model whose attention cannot be replaced.
     """
     register()
     written = str(pattern) if isinstance(pattern, Pattern | str) else [None if one is None else str(one) for one in pattern]
-    for one in [written] if isinstance(written, str) else written:
-        if one is not None:
-            parse(one)
+    each = [written] if isinstance(written, str) else written
+    named = [set() if one is None else scorers(parse(one)) for one in each]
     config: Any = model.config
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(written, list) and layers is not None and len(written) != layers:
@@ -47,7 +57,28 @@ def use(model: PreTrainedModel, pattern: Pattern | str | Sequence[Pattern | str 
     model.set_attn_implementation(NAME)
     if config._attn_implementation != NAME:
         raise BadModel(f"{type(model).__name__} computes attention itself and not through transformers' AttentionInterface", do="use another model")
+    if any(named):
+        _attach(model, named)
     return model
+
+
+def _attach(model: PreTrainedModel, named: list[set[str]]) -> None:
+    """Learned scorers for the layers whose pattern names them; `named`: for each layer, or one for all."""
+    folder = Path(str(getattr(model.config, "_name_or_path", None) or ""))
+    had = {id(module) for word in ("indexer", "importance") for module in model.modules() if getattr(module, word, None) is not None}
+    if not had and (folder / FILE).is_file():
+        load_indexers(model, folder)
+    attach(model, lambda layer: named[layer] if len(named) > 1 else named[0])
+
+
+@contextlib.contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Within it, models with patterns compute all pairs, and `watch` is told of every layer that has a pattern."""
+    _WATCH.append(watch)
+    try:
+        yield
+    finally:
+        _WATCH.remove(watch)
 
 
 def register() -> None:
@@ -80,18 +111,21 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [batch, heads, queries, dim], key and value [batch, kv_heads, keys, dim] -> [batch, queries, heads, dim]."""
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    written = _written(module)
+    pattern = pattern_of(module)
     across = not causal and (getattr(module, "is_decoder", False) or query.shape[2] != key.shape[2])  # a decoder that looks at an encoder
-    if written is None or across:
+    if pattern is None or across:
         return _dense(query, key, value, attention_mask, scaling, causal and not across), None
+    learned = {word: getattr(module, word, None) for word in ("indexer", "importance")}
+    documents = None if attention_mask is None else torch.where(attention_mask, 0, -1)
+    if _WATCH:
+        sight = Past().look(query, key, causal, **learned)
+        _WATCH[-1](module, dataclasses.replace(sight, known=None, documents=documents), scaling)
+        return _dense(query, key, value, attention_mask, scaling, causal), None
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
     past = _PASTS.setdefault(module, Past()) if causal else Past()
-    sight = past.look(query, key, causal)
-    documents = None
-    if attention_mask is not None:
-        documents = torch.where(attention_mask, 0, -1)
-    out = attend(query, key, value, select(_parsed(written), sight, documents), scale=scaling)
+    sight = past.look(query, key, causal, **learned)
+    out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -107,6 +141,12 @@ def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Ten
     whole = causal and seen is None and queries > 1
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=whole, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).contiguous()
+
+
+def pattern_of(module: torch.nn.Module) -> Pattern | None:
+    """The pattern of an attention module; None for dense."""
+    written = _written(module)
+    return None if written is None else _parsed(written)
 
 
 def _written(module: torch.nn.Module) -> str | None:
