@@ -26,6 +26,17 @@ def ids(length, batch=2):
     return torch.randint(5, 97, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
+def stepped(model, given, steps):
+    """Logits of a decoder that takes `steps` tokens at a time."""
+    found, state, at = [], None, 0
+    for step in steps:
+        if at < given.shape[1]:
+            state = model(given[:, at : at + step], past_key_values=None if state is None else state.past_key_values, use_cache=True)
+            found.append(state.logits)
+        at += step
+    return torch.cat(found, 1)
+
+
 @pytest.mark.parametrize("make", [llama, bert])
 @pytest.mark.parametrize("length", [3, 64, 200])
 @torch.no_grad()
@@ -54,17 +65,8 @@ def test_left_padding_changes_nothing_but_padding():
 @torch.no_grad()
 def test_prefill_and_steps_equal_one_call(pattern, prompt):
     model, given = use(llama(), pattern), ids(220)
-    whole = model(given, use_cache=False).logits
-    state = model(given[:, :prompt], use_cache=True)
-    found = [state.logits]
-    at = prompt
-    for step in (1, 1, 1, 70, 1, 1):  # steps of one, and one that crosses tiles
-        if at >= 220:
-            break
-        state = model(given[:, at : at + step], past_key_values=state.past_key_values, use_cache=True)
-        found.append(state.logits)
-        at = min(220, at + step)
-    torch.testing.assert_close(torch.cat(found, 1), whole[:, :at], atol=5e-5, rtol=5e-5)
+    whole, found = model(given, use_cache=False).logits, stepped(model, given, (prompt, 1, 1, 1, 70, 1, 1))  # steps of one, and one that crosses tiles
+    torch.testing.assert_close(found, whole[:, : found.shape[1]], atol=5e-5, rtol=5e-5)
 
 
 @torch.no_grad()

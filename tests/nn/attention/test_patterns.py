@@ -61,6 +61,14 @@ def looked(q, k, offset=0, **more):
     return Sight(q.shape[2], k.shape[2], offset, q.shape[1], q=q, k=k, **more)
 
 
+def two_futures(length, at):
+    """Inputs, and the same with another future after position `at`."""
+    one, other = inputs(length), [tensor.clone() for tensor in inputs(length)]
+    for tensor in other:
+        tensor[:, :, at + 1 :] = 3 * torch.randn_like(tensor[:, :, at + 1 :])
+    return one, other
+
+
 CHOSEN = [
     window(70) | top_blocks(2),
     window(30) | sink(4) | top_blocks(1) | tokens([3, 100]),
@@ -76,10 +84,7 @@ CHOSEN = [
 @settings(max_examples=8, deadline=None)
 def test_nothing_depends_on_the_future(pattern, backend, length, data):
     at = data.draw(st.integers(0, length - 2))
-    one, other = inputs(length), [tensor.clone() for tensor in inputs(length)]
-    for tensor in other:
-        tensor[:, :, at + 1 :] = torch.randn_like(tensor[:, :, at + 1 :])
-    before, after = (attend(*given, select(pattern, looked(*given[:2])), backend=backend)[:, :, : at + 1] for given in (one, other))
+    before, after = (attend(*given, select(pattern, looked(*given[:2])), backend=backend)[:, :, : at + 1] for given in two_futures(length, at))
     torch.testing.assert_close(before, after, atol=0, rtol=0)
 
 

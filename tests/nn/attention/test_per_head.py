@@ -88,7 +88,7 @@ def test_an_encoder_that_does_not_number_its_layers():
     ids = torch.randint(5, 97, (2, 200), generator=torch.Generator().manual_seed(1))
     dense = model(ids).logits
     heard = []
-    with listening(lambda module, given, padding, scale: heard.append((module.layer_idx, given.causal, padding))):
+    with listening(lambda module, given, scale: heard.append((module.layer_idx, given.causal, given.documents))):
         torch.testing.assert_close(use(model, [None, "everything()"])(ids).logits, dense, atol=2e-5, rtol=2e-5)
     assert heard == [(0, False, None), (1, False, None)]
     assert not torch.equal(use(model, [None, "window(5)"])(ids).logits, dense)

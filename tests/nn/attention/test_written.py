@@ -18,6 +18,24 @@ def test_text_and_pattern_mean_the_same(pattern):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "window(9) | top_blocks(8, indexer)",
+        "top_share(0.25, indexer)",
+        "top_share(1, random_blocks)",
+        "window(9) | top_tokens(8, feature_entropy)",
+        "top_tokens(8, learned_importance)",
+        "window(9) | entropy_tokens(3.25, 8)",
+        "learned_tokens(-0.1, 64)",
+        "per_head(window(9), window(64) | top_blocks(2, indexer))",
+    ],
+)
+def test_scorers_are_written_by_name(text):
+    assert str(parse(text)) == text
+    assert parse(text) == parse(str(parse(text)))
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("windw(3)", 'there is no pattern "windw". Did you mean "window"'),
@@ -29,6 +47,15 @@ def test_text_and_pattern_mean_the_same(pattern):
         ("3", '"3" is not understood'),
         ("window(3) + sink(1)", "is not understood"),
         ("window(3) & top_blocks(1)", "must be a rule"),
+        ("top_blocks(1, indxer)", 'top_blocks knows no scorer "indxer". Did you mean "indexer"'),
+        ("top_blocks(1, feature_entropy)", 'top_blocks knows no scorer "feature_entropy"'),
+        ("top_tokens(1, indexer)", 'top_tokens knows no scorer "indexer"'),
+        ("top_tokens(0)", "0 is too few"),
+        ("top_share(2)", "a share of 2 is not above 0"),
+        ("window(2.5)", "is not understood"),
+        ("routed([0.5, 'a'])", "is not understood"),
+        ("routed([])", "no ratios"),
+        ("window-64-entropy-9", 'Did you mean "window-64-entropy-8"'),
     ],
 )
 def test_what_is_no_pattern_is_said(text, said):

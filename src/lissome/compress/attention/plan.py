@@ -83,7 +83,7 @@ class Watch:
         self.counts: dict[int, int] = {}
 
     @torch.no_grad()
-    def __call__(self, module: nn.Module, sight: Sight, padding: torch.Tensor | None, scale: float | None) -> None:
+    def __call__(self, module: nn.Module, sight: Sight, scale: float | None) -> None:
         """Look at one layer's queries and keys of a batch."""
         layer = getattr(module, "layer_idx", None)
         if layer is None:
@@ -91,9 +91,10 @@ class Watch:
         assert sight.q is not None and sight.k is not None
         self.causal = sight.causal if self.causal is None else self.causal
         for i in range(sight.q.shape[0]):
-            live = slice(None) if padding is None else padding[i].nonzero()[:, 0]
+            live = slice(None) if sight.documents is None else (sight.documents[i] >= 0).nonzero()[:, 0]
             q, k = sight.q[i : i + 1, :, live], sight.k[i : i + 1, :, live]
-            kept, visits = self._look(Sight(q.shape[2], k.shape[2], 0, q.shape[1], sight.causal, q, k), scale, self.example + i)
+            own = Sight(q.shape[2], k.shape[2], 0, q.shape[1], sight.causal, q, k, indexer=sight.indexer, importance=sight.importance)
+            kept, visits = self._look(own, scale, self.example + i)
             self.kept[layer] = self.kept.get(layer, 0) + kept
             self.visits[layer] = self.visits.get(layer, 0) + visits
             self.counts[layer] = self.counts.get(layer, 0) + 1

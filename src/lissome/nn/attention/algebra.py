@@ -39,7 +39,7 @@ def union(a: Selection, b: Selection) -> Selection:
         blocks[..., 1:][again] = NOWHERE
         blocks, order = blocks.sort(dim=-1, stable=True)
         masks = masks.gather(-1, order)
-    return _trimmed(dataclasses.replace(a, blocks=blocks, masks=masks, bits=bits, tokens=a.tokens if b.tokens is None else b.tokens))
+    return trimmed(dataclasses.replace(a, blocks=blocks, masks=masks, bits=bits, tokens=a.tokens if b.tokens is None else b.tokens))
 
 
 def by_head(parts: list[Selection], owner: list[int]) -> Selection:
@@ -67,14 +67,14 @@ def past(selection: Selection) -> Selection:
     blocks = torch.where(selection.blocks > tile, -1, selection.blocks)
     diagonal = blocks == tile
     if not bool(diagonal.any()):
-        return _trimmed(dataclasses.replace(selection, blocks=blocks))
+        return trimmed(dataclasses.replace(selection, blocks=blocks))
     used, which = torch.unique(selection.masks[diagonal], return_inverse=True)
     before = torch.where((used >= 0)[:, None], selection.bits[used.clamp(min=0).long()] if len(selection.bits) else -1, -1)
     bits = before & packed(torch.ones(TILE, TILE, dtype=torch.bool, device=blocks.device).tril())
     masks = selection.masks.clone()
     masks[diagonal] = (which + len(selection.bits)).int()
     blocks[diagonal] = torch.where((bits != 0).any(1)[which], blocks[diagonal], -1)
-    return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, bits])))
+    return trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, bits])))
 
 
 def without_padding(selection: Selection, there: torch.Tensor) -> Selection:
@@ -93,7 +93,7 @@ def without_padding(selection: Selection, there: torch.Tensor) -> Selection:
     partly = (blocks >= 0) & ((of_keys != -1) | (of_queries != -1))
     masks = selection.masks.expand_as(blocks).clone()
     if not bool(partly.any()):
-        return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks))
+        return trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks))
     kinds, which = torch.unique(torch.stack([masks[partly].long(), of_keys[partly], of_queries[partly]], 1), dim=0, return_inverse=True)
     old = kinds[:, :1]
     before = torch.where(old >= 0, selection.bits[old[:, 0].clamp(min=0)] if len(selection.bits) else -1, -1)
@@ -101,7 +101,7 @@ def without_padding(selection: Selection, there: torch.Tensor) -> Selection:
     new = before & torch.where(columns > 0, kinds[:, 2:], 0)
     blocks[partly] = torch.where((new != 0).any(1)[which], blocks[partly], -1)
     masks[partly] = (which + len(selection.bits)).int()
-    return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
+    return trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
 
 
 def cut(selection: Selection, some: torch.Tensor, every: torch.Tensor, sees: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> Selection:
@@ -116,7 +116,7 @@ def cut(selection: Selection, some: torch.Tensor, every: torch.Tensor, sees: Cal
     partly = (blocks >= 0) & ~every.expand(shape)
     at = partly.nonzero()
     if not len(at):
-        return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks))
+        return trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks))
     queries, keys = places(selection, at, blocks[partly])
     allowed = packed(sees(at[:, 0], queries[:, :, None], keys[:, None, :]))
     old = masks[partly].long()
@@ -125,7 +125,7 @@ def cut(selection: Selection, some: torch.Tensor, every: torch.Tensor, sees: Cal
     blocks[partly] = torch.where((bits != 0).any(1), blocks[partly], -1)
     new, which = torch.unique(bits, dim=0, return_inverse=True)
     masks[partly] = torch.where((bits == -1).all(1), FULL, which.int() + len(selection.bits))
-    return _trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
+    return trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
 
 
 def places(selection: Selection, at: torch.Tensor, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,8 +137,9 @@ def places(selection: Selection, at: torch.Tensor, blocks: torch.Tensor) -> tupl
     keys = torch.where(keys < selection.keys, keys, -1)
     if selection.tokens is not None and not bool(own.all()):
         index = (blocks[:, None].long() - selection.plain) * TILE + inside
-        tokens = selection.tokens.expand(int(at[:, 0].max()) + 1, int(at[:, 1].max()) + 1, -1) if len(at) else selection.tokens
-        found = tokens[at[:, 0], at[:, 1]].gather(1, index.clamp(0, selection.extra - 1))
+        batch, heads, _ = selection.tokens.shape
+        mine = selection.tokens[at[:, 0].clamp(max=batch - 1), at[:, 1].clamp(max=heads - 1)]  # one for all, or as many as the selection has
+        found = mine.gather(1, index.clamp(0, selection.extra - 1))
         keys = torch.where(own[:, None], keys, torch.where(index < selection.extra, found, -1))
     return queries, keys
 
@@ -166,10 +167,10 @@ def once(selection: Selection) -> Selection:
     all_blocks, all_masks = selection.blocks.clone(), selection.masks.clone()
     all_blocks[tuple(ours.T)] = blocks
     all_masks[tuple(ours.T)] = torch.where((bits == -1).all(1), FULL, which.int() + len(selection.bits))
-    return _trimmed(dataclasses.replace(selection, blocks=all_blocks, masks=all_masks, bits=torch.cat([selection.bits, new])))
+    return trimmed(dataclasses.replace(selection, blocks=all_blocks, masks=all_masks, bits=torch.cat([selection.bits, new])))
 
 
-def _trimmed(selection: Selection) -> Selection:
+def trimmed(selection: Selection) -> Selection:
     """Blocks rising and -1 behind them, no wider than the tile that visits most."""
     blocks, order = torch.where((selection.blocks < 0) | (selection.blocks == NOWHERE), NOWHERE, selection.blocks).sort(dim=-1, stable=True)
     most = max(1, int((blocks < NOWHERE).sum(-1).max()))

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 
 from lissome.core.errors import BadTensor
-from lissome.kernels.attention import chunked, dense, native, reference
+from lissome.kernels.attention import chunked, dense, flex, native, reference
 from lissome.kernels.attention.selection import Selection
 from lissome.nn.attention.crossover import costs
 
-Backend = Literal["auto", "native", "chunked", "dense", "reference"]
+Backend = Literal["auto", "native", "chunked", "dense", "flex", "reference"]
+_WHOLE = {"reference": reference.attend, "dense": dense.attend, "flex": flex.attend}
+"""Backends whose gradients are torch's own."""
 _FORWARD = {"native": native.forward, "chunked": chunked.forward}
 _BACKWARD = {"native": native.backward, "chunked": chunked.backward}
 
@@ -20,9 +22,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selecti
     """Softmax attention of every query over the keys that the selection shows it.
 
     q [batch, heads, queries, dim], k [batch, kv_heads, keys, dim], v [batch, kv_heads, keys, value_dim] -> [batch, heads, queries, value_dim]. heads is a
-    multiple of kv_heads. scale: of the scores, 1 / sqrt(dim) by default. A query that sees no key gives zeros. Trains with every backend: "native" is C++
-    on the CPU (float32, bfloat16), "chunked" torch anywhere, "dense" torch's own attention over all pairs with a mask, "reference" the plain way. "auto"
-    takes the native kernel where it can and where visiting blocks pays, by what was measured once on this machine.
+    multiple of kv_heads. scale: of the scores, 1 / sqrt(dim) by default. A query that sees no key gives zeros. All backends train, but for "flex" on a CPU:
+    "native" is C++ on the CPU (float32, bfloat16), "chunked" torch anywhere, "dense" torch's own attention over all pairs with a mask, "flex" torch's
+    FlexAttention, compiled, "reference" the plain way. "auto" takes the native kernel where it can and where visiting blocks pays, by what was measured once
+    on this machine.
 
     Raises BadTensor (a ValueError) for shapes that do not fit each other or the selection, for a type or width that the backend does not take, and where
     the result is not finite.
@@ -30,10 +33,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selecti
     _check(q, k, v, selection)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     way = _way(q, k, v, selection, backend)
-    if way in ("reference", "dense"):
-        out = (reference.attend if way == "reference" else dense.attend)(q, k, v, selection, scale)
-    else:
-        out = _Attend.apply(q, k, v, selection, scale, way)  # type: ignore[no-untyped-call]
+    whole = _WHOLE.get(way)
+    out = whole(q, k, v, selection, scale) if whole else _Attend.apply(q, k, v, selection, scale, way)  # type: ignore[no-untyped-call]
     if not torch.isfinite(out.detach().sum()) and not torch.isfinite(out.detach()).all():
         raise BadTensor(f"the result is not finite: q {_told(q)}, k {_told(k)} or v {_told(v)} holds NaN or infinity, or their products overflow")
     return out

@@ -1,7 +1,7 @@
 """Patterns that look at queries and keys: the blocks that score highest for a tile of queries, and single tokens by their importance.
 
 A tile's choice depends on its first query and on blocks that end before it, never on what comes later: outputs up to t do not change with the future, and
-a decoder that keeps the first query of its tile makes the same choice token by token (`cache`). Blocks chosen by the mean query of a tile, as in
+a decoder that keeps the first query of its tile makes the same choice token by token (`past`). Blocks chosen by the mean query of a tile, as in
 SpargeAttn, would leak the future inside the tile.
 """
 
@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
-from lissome.nn.attention.patterns import Pattern, Sight, of_tokens
+from lissome.nn.attention.patterns import Pattern, of_tokens
+from lissome.nn.attention.sight import Sight
 
 Scorer = Callable[[torch.Tensor, Sight], torch.Tensor]
 """(queries [batch, heads, tiles, dim], what the pattern looks at) -> scores of blocks [batch, heads, tiles, blocks]."""
@@ -22,19 +23,21 @@ Scorer = Callable[[torch.Tensor, Sight], torch.Tensor]
 
 def pooled_keys(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     """A block's score is its mean key's (MoBA, Lu et al. 2025)."""
-    assert sight.k is not None
-    means = pooled(sight.k) if sight.means is None else sight.means
+    if sight.documents is not None and sight.known is None and sight.k is not None:
+        means = pooled(sight.k, sight.documents >= 0)
+    else:
+        means = sight.of_keys("pooled_keys", pooled)
     return queries.float() @ means.repeat_interleave(queries.shape[1] // means.shape[1], 1).transpose(-1, -2)
 
 
-def pooled(keys: torch.Tensor) -> torch.Tensor:
-    """Mean key of every block [batch, kv_heads, blocks, dim], float32."""
-    length = keys.shape[2]
-    padded = functional.pad(keys.float(), (0, 0, 0, -length % TILE))
-    sums: torch.Tensor = padded.reshape(*keys.shape[:2], blocks_of(length), TILE, keys.shape[3]).sum(3)
-    counts = torch.full((blocks_of(length), 1), float(TILE))
-    counts[-1:] = length - TILE * (blocks_of(length) - 1)
-    return sums / counts.to(sums.device)
+def pooled(keys: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean key of every block [batch, kv_heads, blocks, dim], float32; of those `present` [batch, keys] bool, if given, and 0 where none is."""
+    batch, heads, length, dim = keys.shape
+    there = torch.ones(1, length, dtype=torch.bool, device=keys.device) if present is None else present
+    there = functional.pad(there, (0, -length % TILE)).view(len(there), 1, blocks_of(length), TILE, 1)
+    padded = functional.pad(keys.float(), (0, 0, 0, -length % TILE)).reshape(batch, heads, blocks_of(length), TILE, dim)
+    sums: torch.Tensor = (padded if present is None else padded * there).sum(3)
+    return sums / there.sum(3).clamp(min=1)
 
 
 def random_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
@@ -54,18 +57,11 @@ class TopBlocks(Pattern):
     @property
     def name(self) -> str:  # type: ignore[override]
         """As it is written."""
-        return f"top_blocks({self.count})" if self.scorer is pooled_keys else f"top_blocks({self.count}, {self.scorer.__name__})"
+        return f"top_blocks({self.count}{_by(self.scorer)})"
 
     def visits(self, sight: Sight) -> Selection:
         """The chosen blocks, each shown whole."""
-        if sight.q is None or sight.k is None:
-            raise ValueError(f"{self.name} chooses by queries and keys: give both")
-        scores = self.scorer(leading(sight), sight)
-        scores = scores.masked_fill(_hidden(sight, scores.shape[-1]), float("-inf"))
-        best = scores.topk(min(self.count, scores.shape[-1]), -1)
-        blocks = torch.where(best.values == float("-inf"), torch.iinfo(torch.int32).max, best.indices).sort(dim=-1).values
-        blocks = torch.where(blocks == torch.iinfo(torch.int32).max, -1, blocks).int()
-        return Selection(blocks, torch.full_like(blocks, FULL), torch.zeros(0, TILE, dtype=torch.int64), sight.queries, sight.keys, sight.offset)
+        return best_blocks(self, sight, self.scorer, lambda tiles, blocks: torch.full_like(tiles, self.count))
 
 
 def top_blocks(count: int, scorer: Scorer = pooled_keys) -> TopBlocks:
@@ -73,6 +69,53 @@ def top_blocks(count: int, scorer: Scorer = pooled_keys) -> TopBlocks:
     if count < 1:
         raise ValueError(f"top_blocks: {count} is too few; at least 1")
     return TopBlocks(count, scorer)
+
+
+@dataclass(frozen=True)
+class TopShare(Pattern):
+    """A share of the blocks: those that score highest for each tile and head, as `TopBlocks`, and as many as the tile's place says."""
+
+    share: float
+    scorer: Scorer = pooled_keys
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """As it is written."""
+        return f"top_share({self.share:g}{_by(self.scorer)})"
+
+    def visits(self, sight: Sight) -> Selection:
+        """The chosen blocks, each shown whole. Causal: a share of the blocks before the tile, so that a length not yet reached changes nothing."""
+        return best_blocks(self, sight, self.scorer, lambda tiles, blocks: ((tiles if sight.causal else blocks) * self.share).ceil().long())
+
+
+def top_share(share: float, scorer: Scorer = pooled_keys) -> TopShare:
+    """The blocks that score highest, `share` of those that a tile may see (0 < share <= 1), at least one."""
+    if not 0 < share <= 1:
+        raise ValueError(f"top_share: a share of {share:g} is not above 0 and at most 1")
+    return TopShare(share, scorer)
+
+
+@torch.no_grad()
+def best_blocks(pattern: Pattern, sight: Sight, scorer: Scorer, counts: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Selection:
+    """The blocks that score highest for each tile and head. counts(numbers of the tiles [tiles], how many blocks hold keys [b, 1, 1]) -> how many to take."""
+    if sight.q is None or sight.k is None:
+        raise ValueError(f"{pattern.name} chooses by queries and keys: give both")
+    scores = scorer(leading(sight), sight)
+    scores = scores.masked_fill(hidden(sight, scores.shape[-1]), float("-inf"))
+    tiles = sight.offset // TILE + torch.arange(scores.shape[2], device=scores.device)
+    there = torch.full((1,), scores.shape[-1]) if sight.documents is None else real(sight.documents, TILE).sum(-1)
+    count = counts(tiles, there.to(tiles)[:, None, None])
+    best = scores.topk(min(int(count.max()), scores.shape[-1]), -1)
+    rank = torch.arange(best.values.shape[-1], device=scores.device)
+    none = torch.iinfo(torch.int32).max
+    blocks = torch.where((best.values == float("-inf")) | (rank >= count[..., None]), none, best.indices).sort(dim=-1).values
+    blocks = torch.where(blocks == none, -1, blocks).int()
+    bits = torch.zeros(0, TILE, dtype=torch.int64, device=scores.device)
+    return Selection(blocks, torch.full_like(blocks, FULL), bits, sight.queries, sight.keys, sight.offset)
+
+
+def _by(scorer: Scorer) -> str:
+    return "" if scorer is pooled_keys else f", {scorer.__name__}"
 
 
 def leading(sight: Sight) -> torch.Tensor:
@@ -84,18 +127,27 @@ def leading(sight: Sight) -> torch.Tensor:
     return found if sight.first is None or not lead else torch.cat([sight.first[:, :, None], found[:, :, 1:]], 2)
 
 
-def _hidden(sight: Sight, blocks: int) -> torch.Tensor:
-    """Blocks that may not be chosen [b, h, tiles, blocks]: those that do not end before the tile, where attention is causal, and those shown already."""
-    tiles = tiles_of(sight.queries, sight.offset)
-    numbers = torch.arange(blocks)
-    hidden = torch.zeros(1, 1, tiles, blocks, dtype=torch.bool)
+def hidden(sight: Sight, blocks: int) -> torch.Tensor:
+    """Blocks that may not be chosen [b, h, tiles, blocks]: those that do not end before the tile, where attention is causal; shown already; all padding."""
+    assert sight.k is not None
+    tiles, device = tiles_of(sight.queries, sight.offset), sight.k.device
+    numbers = torch.arange(blocks, device=device)
+    found = torch.zeros(1, 1, tiles, blocks, dtype=torch.bool, device=device)
     if sight.causal:
-        hidden = hidden | (numbers >= (sight.offset // TILE + torch.arange(tiles))[:, None])
+        found = found | (numbers >= (sight.offset // TILE + torch.arange(tiles, device=device))[:, None])
     if sight.shown is not None:
         whole = torch.where((sight.shown.masks == FULL) & (sight.shown.blocks >= 0) & (sight.shown.blocks < blocks), sight.shown.blocks, blocks).long()
-        shown = torch.zeros(*whole.shape[:3], blocks + 1, dtype=torch.bool).scatter_(3, whole, True)
-        hidden = hidden | shown[..., :blocks]
-    return hidden
+        shown = torch.zeros(*whole.shape[:3], blocks + 1, dtype=torch.bool, device=device).scatter_(3, whole, True)
+        found = found | shown[..., :blocks]
+    if sight.documents is not None:
+        found = found | ~real(sight.documents, TILE)[:, None, None, :blocks]
+    return found
+
+
+def real(documents: torch.Tensor, every: int) -> torch.Tensor:
+    """Whether any key of each stretch of `every` is no padding [batch, stretches]."""
+    batch, keys = documents.shape
+    return functional.pad(documents >= 0, (0, -keys % every)).view(batch, -1, every).any(-1)
 
 
 @dataclass(frozen=True)
@@ -115,13 +167,17 @@ class Important(Pattern):
         """Blocks of these tokens, visited by every tile; of more than `most`, the first ones."""
         if self.importance.ndim != 2 or self.importance.shape[1] != sight.keys:
             raise ValueError(f"{self.name}: importance must be [batch, keys = {sight.keys}], not {list(self.importance.shape)}")
-        chosen = self.importance >= self.threshold
-        rank = chosen.cumsum(1) - 1
-        kept = chosen & (rank < self.most)
-        positions = torch.full((len(chosen), max(1, min(self.most, int(chosen.sum(1).max())))), -1, dtype=torch.int64)
-        owner, place = kept.nonzero(as_tuple=True)
-        positions[owner, rank[owner, place]] = place
-        return of_tokens(positions[:, None], sight)
+        return of_tokens(first_of((self.importance >= self.threshold)[:, None], self.most), sight)
+
+
+def first_of(chosen: torch.Tensor, most: int) -> torch.Tensor:
+    """Positions of the first `most` keys that are chosen, [b, h, keys] bool -> [b, h, extra], rising; -1 where there are fewer."""
+    rank = chosen.cumsum(-1) - 1
+    extra = max(1, min(most, int(rank[..., -1].max()) + 1 if chosen.numel() else 0))
+    positions = torch.full((*chosen.shape[:2], extra), -1, dtype=torch.int64, device=chosen.device)
+    at = (chosen & (rank < most)).nonzero(as_tuple=True)
+    positions[at[0], at[1], rank[at]] = at[2]
+    return positions
 
 
 def important(importance: torch.Tensor, threshold: float, most: int = TILE) -> Important:

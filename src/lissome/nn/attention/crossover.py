@@ -15,7 +15,8 @@ from lissome.kernels.attention import dense, native
 from lissome.kernels.attention.selection import TILE, Selection
 from lissome.kernels.library import library
 from lissome.machine.identity import identify
-from lissome.nn.attention.patterns import Sight, select, window
+from lissome.nn.attention.patterns import select, window
+from lissome.nn.attention.sight import Sight
 
 ROUNDS = 7
 

@@ -8,18 +8,22 @@ The patterns stand in the model's configuration as text, and are saved with it; 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lissome.core.errors import BadConfig, BadModel
 from lissome.nn.attention.attend import attend
+from lissome.nn.attention.learned import FILE, attach, load_indexers, scorers
 from lissome.nn.attention.past import Past
-from lissome.nn.attention.patterns import Pattern, Sight, select
+from lissome.nn.attention.patterns import Pattern, select
+from lissome.nn.attention.sight import Sight
 from lissome.nn.attention.written import parse
 
 if TYPE_CHECKING:
@@ -28,14 +32,17 @@ if TYPE_CHECKING:
 NAME = "lissome"
 FIELD = "lissome_attention"
 """Where a model's configuration holds its patterns: one text, or a list with one for each layer; None in it: dense."""
-Listener = Callable[[torch.nn.Module, Sight, "torch.Tensor | None", "float | None"], None]
-"""(attention module, what its queries look at, padding [batch, keys] bool or None, scale of the scores or None) -> None."""
+Listener = Callable[[torch.nn.Module, Sight, float | None], None]
+"""(attention module, what its queries look at, scale of the scores or None) -> None."""
 _PASTS: weakref.WeakKeyDictionary[torch.nn.Module, Past] = weakref.WeakKeyDictionary()
-_LISTENERS: list[Listener] = []
+_LISTENERS: list[tuple[Listener, bool]] = []
 
 
 def use(model: PreTrainedModel, pattern: Pattern | str | Sequence[Pattern | str | None]) -> PreTrainedModel:
     """Give the model's self-attention a pattern, or a list with one for each layer (None: dense). Changes the model in place and returns it.
+
+    A layer whose pattern names a learned scorer keeps the one it has; else it gets what `save_indexers` wrote into the folder the model came from, or a fresh
+    one.
 
     Raises BadConfig for a text that is no pattern or a list of another length than the layers, BadModel for a model whose attention cannot be replaced.
     """
@@ -62,17 +69,31 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
         place = re.search(r"(?:^|\.)(\d+)\.", name)  # some encoders do not tell their layers their number, but the layer's name has it
         if place and hasattr(module, "is_causal") and getattr(module, "layer_idx", None) is None:
             module.layer_idx = int(place.group(1))
+    written = getattr(model.config, FIELD, None)
+    named = [set() if one is None else scorers(parse(one)) for one in ([written] if isinstance(written, str) else written or [])]
+    if any(named):
+        _attach(model, named)
     return model
 
 
+def _attach(model: PreTrainedModel, named: list[set[str]]) -> None:
+    """Learned scorers for the layers whose pattern names them; `named`: for each layer, or one for all."""
+    folder = Path(str(getattr(model.config, "_name_or_path", None) or ""))
+    had = {id(module) for word in ("indexer", "importance") for module in model.modules() if getattr(module, word, None) is not None}
+    if not had and (folder / FILE).is_file():
+        load_indexers(model, folder)
+    attach(model, lambda layer: named[layer] if len(named) > 1 else named[0])
+
+
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Call `listener` with what every self-attention of a model with patterns looks at, for a while."""
-    _LISTENERS.append(listener)
+def listening(listener: Listener, dense: bool = False) -> Iterator[None]:
+    """Call `listener` with what every self-attention of a model with patterns looks at, for a while. dense: all pairs are computed meanwhile."""
+    heard = (listener, dense)
+    _LISTENERS.append(heard)
     try:
         yield
     finally:
-        _LISTENERS.remove(listener)
+        _LISTENERS.remove(heard)
 
 
 def register() -> None:
@@ -107,13 +128,15 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [batch, heads, queries, dim], key and value [batch, kv_heads, keys, dim] -> [batch, queries, heads, dim]."""
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    written = _written(module)
+    pattern = pattern_of(module)
     across = not causal and (getattr(module, "is_decoder", False) or query.shape[2] != key.shape[2])  # a decoder that looks at an encoder
-    if not across:
-        for listener in _LISTENERS:
-            queries, keys = query.shape[2], key.shape[2]
-            listener(module, Sight(queries, keys, keys - queries, query.shape[1], causal, query, key), attention_mask, scaling)
-    if written is None or across:
+    learned = {word: getattr(module, word, None) for word in ("indexer", "importance")}
+    documents = None if attention_mask is None else torch.where(attention_mask, 0, -1)
+    if _LISTENERS and not across:
+        sight = dataclasses.replace(Past().look(query, key, causal, **learned), known=None, documents=documents)
+        for listener, _ in _LISTENERS:
+            listener(module, sight, scaling)
+    if pattern is None or across or any(dense for _, dense in _LISTENERS):
         return _dense(query, key, value, attention_mask, scaling, causal and not across), None
     _not_exporting()
     if query.dtype != value.dtype:  # autocast casts what torch's attention is given, and some models normalise queries and keys in float32
@@ -121,11 +144,8 @@ def attention(
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
     past = _PASTS.setdefault(module, Past()) if causal else Past()
-    sight = past.look(query, key, causal)
-    documents = None
-    if attention_mask is not None:
-        documents = torch.where(attention_mask, 0, -1)
-    out = attend(query, key, value, select(_parsed(written), sight, documents), scale=scaling)
+    sight = past.look(query, key, causal, **learned)
+    out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -146,6 +166,12 @@ def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Ten
     whole = causal and seen is None and queries > 1
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=whole, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).contiguous()
+
+
+def pattern_of(module: torch.nn.Module) -> Pattern | None:
+    """The pattern of an attention module; None for dense."""
+    written = _written(module)
+    return None if written is None else _parsed(written)
 
 
 def _written(module: torch.nn.Module) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
-from lissome.nn.attention.patterns import Sight
+from lissome.nn.attention.sight import Sight
 
 FLOATS = 1 << 25
 """How many floats of scores are held at once."""
@@ -25,7 +25,7 @@ def kept(sight: Sight, selection: Selection, rows: torch.Tensor, scale: float | 
 
 
 def softmax_rows(sight: Sight, rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """Dense attention weights of some queries [batch, heads, rows, keys], float32."""
+    """Dense attention weights of some queries [batch, heads, rows, keys], float32; of other documents and padding none, where they are known."""
     assert sight.q is not None and sight.k is not None
     q, k = sight.q[:, :, rows].float(), sight.k.float()
     batch, heads, count, dim = q.shape
@@ -33,7 +33,23 @@ def softmax_rows(sight: Sight, rows: torch.Tensor, scale: float | None = None) -
     scores = (grouped @ k.transpose(-1, -2)).view(batch, heads, count, -1) * (dim**-0.5 if scale is None else scale)
     if sight.causal:
         scores = scores.masked_fill(torch.arange(sight.keys, device=q.device) > (sight.offset + rows)[:, None], float("-inf"))
-    return scores.softmax(-1)
+    if sight.documents is None:
+        return scores.softmax(-1)
+    own = sight.documents[:, sight.offset + rows][:, None, :, None]
+    other = (sight.documents[:, None, None, :] != own) | (own < 0)
+    return scores.masked_fill(other, float("-inf")).softmax(-1).nan_to_num(0.0)
+
+
+def left(sight: Sight, rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """Dense attention weights of some queries on keys that are not shown yet [batch, heads, rows, keys]: what a scorer has to find."""
+    weights = softmax_rows(sight, rows, scale)
+    return weights if sight.shown is None else weights * ~seen(sight.shown, rows)
+
+
+def block_mass(weights: torch.Tensor) -> torch.Tensor:
+    """Weights on keys [batch, heads, rows, keys], summed for every block [batch, heads, rows, blocks]."""
+    padded = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % TILE))
+    return padded.view(*weights.shape[:-1], padded.shape[-1] // TILE, TILE).sum(-1)
 
 
 def seen(selection: Selection, rows: torch.Tensor) -> torch.Tensor:
@@ -62,14 +78,10 @@ def oracle_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     """A block's score is the attention that the tile's queries pay its keys that are not shown yet, summed: what no scorer can beat. It computes all pairs."""
     assert sight.q is not None
     batch, heads = queries.shape[:2]
-    lead, plain = sight.offset % TILE, blocks_of(sight.keys)
-    found = queries.new_zeros(batch, heads, tiles_of(sight.queries, sight.offset), plain, dtype=torch.float32)
+    lead = sight.offset % TILE
+    found = queries.new_zeros(batch, heads, tiles_of(sight.queries, sight.offset), blocks_of(sight.keys), dtype=torch.float32)
     step = max(1, FLOATS // (batch * heads * sight.keys))
     for begin in range(0, sight.queries, step):
         rows = torch.arange(begin, min(begin + step, sight.queries), device=queries.device)
-        weights = softmax_rows(sight, rows)
-        if sight.shown is not None:
-            weights = weights * ~seen(sight.shown, rows)
-        weights = torch.nn.functional.pad(weights, (0, plain * TILE - sight.keys))
-        found.index_add_(2, (lead + rows) // TILE, weights.view(batch, heads, len(rows), plain, TILE).sum(-1))
+        found.index_add_(2, (lead + rows) // TILE, block_mass(left(sight, rows)))
     return found

@@ -18,36 +18,8 @@ import torch
 
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
 from lissome.nn.attention import algebra
-
-
-@dataclass(frozen=True)
-class Span:
-    """Runs of positions: first and last of each, both included."""
-
-    first: torch.Tensor
-    last: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What a pattern looks at.
-
-    q: [batch, heads, queries, dim] and k: [batch, kv_heads, keys, dim], None where only places matter. offset: position of the first query among the keys.
-    causal: whether the future is hidden. first: [batch, heads, dim], the query that stands first in the tile of the first one, where `q` begins inside a
-    tile. means: mean keys of the complete blocks [batch, kv_heads, blocks, dim], where they are known already. shown: what the patterns to the left of a `|`
-    show already.
-    """
-
-    queries: int
-    keys: int
-    offset: int = 0
-    heads: int = 1
-    causal: bool = True
-    q: torch.Tensor | None = None
-    k: torch.Tensor | None = None
-    first: torch.Tensor | None = None
-    means: torch.Tensor | None = None
-    shown: Selection | None = None
+from lissome.nn.attention.sight import Sight as Sight
+from lissome.nn.attention.sight import Span as Span
 
 
 class Pattern:
@@ -70,9 +42,14 @@ class Pattern:
     def __str__(self) -> str:
         return self.name
 
-    def draw(self, length: int = 512, *, causal: bool = True, cells: int = 32) -> str:
-        """A picture of `length` tokens in `cells` lines: rows are queries, columns keys; the denser a cell, the darker."""
-        seen = select(self, Sight(length, length, causal=causal)).dense()[0, 0].float()
+    def draw(self, length: int = 512, *, causal: bool = True, cells: int = 32, head: int = 0) -> str:
+        """A picture of `length` tokens in `cells` lines: rows are queries, columns keys; the denser a cell, the darker.
+
+        What looks at queries and keys is drawn for random ones, the same in every call.
+        """
+        q, k = (torch.randn(1, head + 1, length, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+        whole = select(self, Sight(length, length, 0, head + 1, causal, q, k)).dense()
+        seen = whole[0, min(head, whole.shape[1] - 1)].float()
         cells = min(cells, length)
         shares = torch.nn.functional.adaptive_avg_pool2d(seen[None, None], cells)[0, 0]
         return "\n".join("".join(" .:*#"[min(4, int(share * 4) + int(share > 0))] * 2 for share in row).rstrip() for row in shares.tolist())
@@ -267,6 +244,7 @@ def select(pattern: Pattern, sight: Sight, documents: torch.Tensor | None = None
 
     documents: [batch, keys] int, the document each key is of; a negative one is padding, which nothing sees and which sees nothing.
     """
+    sight = sight if documents is None else dataclasses.replace(sight, documents=documents)
     if still(pattern):
         found = _placed(pattern, sight.queries, sight.keys, sight.offset, sight.heads, sight.causal)
     else:
@@ -313,18 +291,23 @@ def spans(selection: Selection) -> tuple[Span, Span]:
     return Span(first.expand(begin.shape), first.expand(begin.shape) + TILE - 1), Span(begin, end)
 
 
-def of_tokens(positions: torch.Tensor, sight: Sight) -> Selection:
-    """A selection in which every tile visits `positions` [b, h, extra] (-1: none there)."""
+def of_tokens(positions: torch.Tensor, sight: Sight, seen: torch.Tensor | None = None) -> Selection:
+    """A selection in which every tile visits `positions` [b, h, extra] (-1: none there); with `seen` [b, h, tiles, extra] bool, only those it marks."""
     batch, heads, extra = positions.shape
     tiles, plain = tiles_of(sight.queries, sight.offset), blocks_of(sight.keys)
-    numbers = torch.arange(plain, plain + blocks_of(extra), dtype=torch.int32)
+    numbers = torch.arange(plain, plain + blocks_of(extra), dtype=torch.int32, device=positions.device)
     blocks = numbers.expand(batch, heads, tiles, -1).contiguous()
     if not extra:
-        empty = torch.full((batch, heads, tiles, 1), -1, dtype=torch.int32)
-        return Selection(empty, empty.clone(), torch.zeros(0, TILE, dtype=torch.int64), sight.queries, sight.keys, sight.offset)
-    there = torch.nn.functional.pad(positions >= 0, (0, blocks_of(extra) * TILE - extra)).view(batch, heads, 1, -1, TILE)
-    bits, which = torch.unique(-there.long().expand(batch, heads, tiles, -1, TILE).reshape(-1, TILE), dim=0, return_inverse=True)
-    return Selection(blocks, which.view(blocks.shape).int(), bits, sight.queries, sight.keys, sight.offset, positions.clamp(min=0))
+        empty = torch.full((batch, heads, tiles, 1), -1, dtype=torch.int32, device=positions.device)
+        bits = torch.zeros(0, TILE, dtype=torch.int64, device=positions.device)
+        return Selection(empty, empty.clone(), bits, sight.queries, sight.keys, sight.offset)
+    there = (positions >= 0)[:, :, None].expand(-1, -1, tiles, -1)
+    there = torch.nn.functional.pad(there if seen is None else there & seen, (0, blocks_of(extra) * TILE - extra)).view(batch, heads, tiles, -1, TILE)
+    bits, which = torch.unique(-there.long().reshape(-1, TILE), dim=0, return_inverse=True)
+    found = Selection(blocks, which.view(blocks.shape).int(), bits, sight.queries, sight.keys, sight.offset, positions.clamp(min=0))
+    if seen is None:
+        return found
+    return algebra.trimmed(dataclasses.replace(found, blocks=torch.where(there.any(-1), blocks, -1)))
 
 
 @functools.lru_cache(maxsize=64)

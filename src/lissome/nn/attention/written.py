@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 from lissome.core.errors import BadConfig, closest
-from lissome.nn.attention import chosen, patterns
+from lissome.nn.attention import chosen, importance, indexer, patterns, variants
 from lissome.nn.attention.patterns import Pattern
 
 MAKERS: dict[str, Callable[..., Pattern]] = {
@@ -20,15 +20,25 @@ MAKERS: dict[str, Callable[..., Pattern]] = {
     "per_head": patterns.per_head,
     "multi_scale": patterns.multi_scale,
     "top_blocks": chosen.top_blocks,
+    "top_share": chosen.top_share,
+    "top_tokens": importance.top_tokens,
+    "entropy_tokens": importance.entropy_tokens,
+    "learned_tokens": importance.learned_tokens,
+    "routed": variants.routed,
 }
-SCORERS = {"pooled_keys": chosen.pooled_keys, "random_blocks": chosen.random_blocks}
+SCORERS = {"pooled_keys": chosen.pooled_keys, "random_blocks": chosen.random_blocks, "indexer": indexer.indexer}
+TOKEN_SCORERS = {"feature_entropy": importance.feature_entropy, "learned_importance": importance.learned_importance}
+FRACTIONS = ("top_share", "entropy_tokens", "learned_tokens", "routed")
+"""Makers that take numbers with a fraction."""
 
 
 def parse(text: str) -> Pattern:
-    """The pattern that `text` writes, such as "window(512) | sink(64) | top_blocks(8)". Nothing but patterns is evaluated.
+    """The pattern that `text` writes, such as "window(512) | sink(64) | top_blocks(8)", or names (`variants.VARIANTS`). Nothing but patterns is evaluated.
 
     Raises BadConfig where it is none, naming the part that is not understood.
     """
+    if text in variants.VARIANTS:
+        return variants.VARIANTS[text]()
     try:
         return _pattern(ast.parse(text, mode="eval").body, text)
     except SyntaxError as error:
@@ -46,18 +56,24 @@ def _pattern(node: ast.expr, text: str) -> Pattern:
         name = node.func.id
         if name not in MAKERS:
             raise BadConfig(f'"{text}": there is no pattern "{name}".{closest(name, list(MAKERS))}', expected=", ".join(MAKERS))
-        return MAKERS[name](*(_argument(argument, text) for argument in node.args))
-    raise BadConfig(f'"{text}": "{ast.unparse(node)}" is not understood', expected="patterns joined by | and &")
+        return MAKERS[name](*(_argument(argument, name, text) for argument in node.args))
+    near = closest(text, list(variants.VARIANTS))
+    raise BadConfig(
+        f'"{text}": "{ast.unparse(node)}" is not understood.{near}', expected=f"patterns joined by | and &, or one of {', '.join(variants.VARIANTS)}"
+    )
 
 
-def _argument(node: ast.expr, text: str) -> object:
-    if isinstance(node, ast.Name) and node.id in SCORERS:
-        return SCORERS[node.id]
+def _argument(node: ast.expr, maker: str, text: str) -> object:
+    if isinstance(node, ast.Name):
+        known: dict[str, Callable[..., object]] = dict(TOKEN_SCORERS if maker == "top_tokens" else SCORERS)
+        if node.id not in known:
+            raise BadConfig(f'"{text}": {maker} knows no scorer "{node.id}".{closest(node.id, list(known))}', expected=", ".join(known))
+        return known[node.id]
     if isinstance(node, ast.Call | ast.BinOp):
         return _member(ast.unparse(node))
     found = ast.literal_eval(node)
-    if not isinstance(found, int | list):
-        raise BadConfig(f'"{text}": "{ast.unparse(node)}" is not understood', expected="whole numbers")
+    if not _number(found, maker) and not (isinstance(found, list) and all(_number(one, maker) for one in found)):
+        raise BadConfig(f'"{text}": "{ast.unparse(node)}" is not understood', expected="numbers" if maker in FRACTIONS else "whole numbers")
     return found
 
 
@@ -65,3 +81,7 @@ def _argument(node: ast.expr, text: str) -> object:
 def _member(text: str) -> Pattern:
     """A pattern within another. Equal texts are one object, so that heads with equal patterns share the work."""
     return _pattern(ast.parse(text, mode="eval").body, text)
+
+
+def _number(found: object, maker: str) -> bool:
+    return isinstance(found, int | float if maker in FRACTIONS else int) and not isinstance(found, bool)

@@ -1,0 +1,61 @@
+"""What a pattern looks at: lengths and places, queries and keys, and what was worked out of the keys before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lissome.kernels.attention.selection import TILE, Selection
+
+
+@dataclass(frozen=True)
+class Span:
+    """Runs of positions: first and last of each, both included."""
+
+    first: torch.Tensor
+    last: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a pattern looks at.
+
+    q: [batch, heads, queries, dim] and k: [batch, kv_heads, keys, dim], None where only places matter. offset: position of the first query among the keys.
+    causal: whether the future is hidden. first: [batch, heads, dim], the query that stands first in the tile of the first one, where `q` begins inside a
+    tile. known: what was worked out of earlier keys, by name (`of_keys`); None where nothing is kept. shown: what the patterns to the left of a `|` show
+    already. documents: [batch, keys] int, the document of each key, negative for padding. indexer, importance: the layer's own learned scorers.
+    """
+
+    queries: int
+    keys: int
+    offset: int = 0
+    heads: int = 1
+    causal: bool = True
+    q: torch.Tensor | None = None
+    k: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    known: dict[Hashable, Any] | None = None
+    shown: Selection | None = None
+    documents: torch.Tensor | None = None
+    indexer: Callable[[torch.Tensor, Sight], torch.Tensor] | None = None
+    importance: Callable[[torch.Tensor, Sight], torch.Tensor] | None = None
+
+    def of_keys(self, name: Hashable, make: Callable[[torch.Tensor], torch.Tensor], every: int = TILE) -> torch.Tensor:
+        """`make(keys)`, [batch, kv_heads, keys, dim] -> [batch, kv_heads, stretches of `every` keys, ...], which must not depend on other stretches.
+
+        With `known`, a stretch is worked out once, when it is complete, and one that is not complete is left out; without, it is the last of the result.
+        """
+        assert self.k is not None
+        k = self.k.detach()
+        if self.known is None:
+            return make(k)
+        done: torch.Tensor | None = self.known.get(name)
+        begin, end = 0 if done is None else done.shape[2] * every, self.keys // every * every
+        if done is None or end > begin:
+            with torch.no_grad():
+                new = make(k[:, :, begin:end])
+            done = self.known[name] = new if done is None else torch.cat([done, new], 2)
+        return done
