@@ -6,7 +6,7 @@ import ast
 from collections.abc import Callable
 
 from lissome.core.errors import BadConfig, closest
-from lissome.nn.attention import chosen, patterns
+from lissome.nn.attention import chosen, mass, patterns
 from lissome.nn.attention.patterns import Pattern
 
 MAKERS: dict[str, Callable[..., Pattern]] = {
@@ -20,7 +20,7 @@ MAKERS: dict[str, Callable[..., Pattern]] = {
     "multi_scale": patterns.multi_scale,
     "top_blocks": chosen.top_blocks,
 }
-SCORERS = {"pooled_keys": chosen.pooled_keys, "random_blocks": chosen.random_blocks}
+SCORERS = {"pooled_keys": chosen.pooled_keys, "random_blocks": chosen.random_blocks, "oracle_blocks": mass.oracle_blocks}
 
 
 def parse(text: str) -> Pattern:
