@@ -61,7 +61,7 @@ def token_log_likelihoods(module: nn.Module, batch: Mapping[str, torch.Tensor], 
             found.append(checkpoint(lambda h, t: _chosen(head(h), t), *some, use_reentrant=False))
         else:
             found.append(_chosen(head(some[0]), some[1]))
-    return _spread(torch.cat(found) if found else rows.new_zeros(0), scored, targets)
+    return _spread(torch.cat(found or [rows.sum(-1)]), scored, targets)
 
 
 def window_log_likelihoods(module: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -70,7 +70,7 @@ def window_log_likelihoods(module: nn.Module, batch: Mapping[str, torch.Tensor])
     batch: input_ids [n, length], and attention_mask [n, length] where windows are padded on the right. Memory beyond the trunk's is bounded.
     """
     ids = batch["input_ids"]
-    following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+    following = functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
     if "attention_mask" in batch:
         following = following.masked_fill(functional.pad(batch["attention_mask"][:, 1:], (0, 1)) == 0, IGNORED)
     return token_log_likelihoods(module, batch, following)[:, :-1]
