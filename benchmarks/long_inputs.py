@@ -110,7 +110,8 @@ def _said(document: Document, part: str) -> str:
 def _recall(document: Document) -> str:
     rows = [[r["way"], f"{r['kept']:.3f}", f"{r['worst']:.3f}", f"{r['of_oracle']:.3f}"] for r in document["recall"]]
     first = document["recall"][0]
-    text = f"Share of dense attention's weight that is kept ({_said(document, 'recall')}; {first['texts']} texts of {first['tokens']:,} tokens, queries of the second half):"
+    texts = f"{first['texts']} texts of {first['tokens']:,} tokens, queries of the second half"
+    text = f"Share of dense attention's weight that is kept ({_said(document, 'recall')}; {texts}):"
     return f"{text}\n\n{markdown_table(rows, ['way', 'mean over layers and heads', 'worst twentieth of the heads', 'of the oracle'])}"
 
 
@@ -120,7 +121,9 @@ def _perplexity(document: Document) -> str:
     rows = []
     for name in dict.fromkeys(r["way"] for r in every):
         own = {(r["from"], r["to"]): r for r in every if r["way"] == name}
-        rows.append([name, *(f"{own[s]['perplexity']:.2f}" if name == DENSE else f"{own[s]['perplexity']:.2f}, x {spread(own[s]['times_dense'], 3)}" for s in spans)])
+        rows.append(
+            [name, *(f"{own[s]['perplexity']:.2f}" if name == DENSE else f"{own[s]['perplexity']:.2f}, x {spread(own[s]['times_dense'], 3)}" for s in spans)]
+        )
     text = f"Perplexity on text of 2026 by a token's place, and times the dense model's ({_said(document, 'perplexity')}; {every[0]['texts']} texts):"
     return f"{text}\n\n{markdown_table(rows, ['way', *(f'{begin:,} to {end:,}' for begin, end in spans)])}"
 
@@ -139,8 +142,8 @@ def _passkey(document: Document) -> str:
 def _mqar(document: Document) -> str:
     own = document["settings"]["mqar"]
     text = (
-        f"Associative recall learned from scratch: two layers of {own['mqar_dim']}, {own['mqar_pairs']} pairs in {own['mqar_length']} tokens, {own['mqar_steps']:,} "
-        f"steps, window {own['mqar_window']} and {own['mqar_blocks']} blocks; the mean of {own['seeds']} seeds, lowest and highest:"
+        f"Associative recall learned from scratch: two layers of {own['mqar_dim']}, {own['mqar_pairs']} pairs in {own['mqar_length']} tokens, "
+        f"{own['mqar_steps']:,} steps, window {own['mqar_window']} and {own['mqar_blocks']} blocks; the mean of {own['seeds']} seeds, lowest and highest:"
     )
     return f"{text}\n\n{markdown_table([[r['way'], spread(r['accuracy'], 3)] for r in document['mqar']], ['way', 'accuracy'])}"
 

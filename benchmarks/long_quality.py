@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def perplexity(model: Any, folder: Path, ways: Ways, length: int, count: int, ed
         progress.step(note=name)
     rows = []
     bounds = sorted({0, *(edge for edge in edges if edge < length), length})
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in itertools.pairwise(bounds):
         for name, values in found.items():
             here = slice(max(begin - 1, 0), end - 1)  # entry i is the likelihood of token i + 1
             loss = found[DENSE][:, here] - values[:, here]

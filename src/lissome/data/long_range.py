@@ -42,7 +42,8 @@ def mqar(n: int, length: int, pairs: int, vocabulary: int = 8192, seed: int = 0,
     half, space = vocabulary // 2, (length - 2 * pairs) // 2
     if pairs < 1 or space < pairs or half <= pairs:
         raise BadConfig(
-            f"{pairs} pairs do not fit into {length} tokens of {vocabulary:,} kinds", expected="length >= 4 * pairs, and more than 2 * pairs + 2 kinds of tokens"
+            f"{pairs} pairs do not fit into {length} tokens of {vocabulary:,} kinds",
+            expected="length >= 4 * pairs, and more than 2 * pairs + 2 kinds of tokens",
         )
     rng = np.random.default_rng([seed, 1])
     odds = power * np.arange(1, space + 1) ** (power - 1.0)
@@ -134,7 +135,9 @@ def mqar_task(length: int = 256, pairs: int = 16, vocabulary: int = 8192, sizes:
     return _task("mqar", LANGUAGE, make, sizes, share_foretold, [length, pairs, vocabulary, seed])
 
 
-def passkey_task(tokenizer_dir: Path, length: int = 1024, depths: Sequence[float] = (0.1, 0.5, 0.9), sizes: dict[SplitName, int] | None = None, seed: int = 0) -> Task:
+def passkey_task(
+    tokenizer_dir: Path, length: int = 1024, depths: Sequence[float] = (0.1, 0.5, 0.9), sizes: dict[SplitName, int] | None = None, seed: int = 0
+) -> Task:
     """Passkeys as a Task for a decoder, its depths in turn: the score is 1 where greedy decoding says all digits. Raises BadTask without a tokenizer."""
     tokenizer, path = open_tokenizer(tokenizer_dir, str(tokenizer_dir))
 

@@ -45,7 +45,9 @@ class Window:
     documents: np.ndarray
 
 
-def pack(documents: Iterable[Sequence[int] | np.ndarray], length: int, separator: int, *, stride: int | None = None, remainder: Remainder = "drop") -> Iterator[Window]:
+def pack(
+    documents: Iterable[Sequence[int] | np.ndarray], length: int, separator: int, *, stride: int | None = None, remainder: Remainder = "drop"
+) -> Iterator[Window]:
     """Windows of `length` tokens over the documents' token ids, one beginning `stride` tokens after the other (`length` unless given).
 
     Windows that overlap score each token once: where it has the longest past. The tokens that fill no window are dropped, or, with "pad", come as a last,
@@ -131,5 +133,7 @@ def _lines(path: Path, file: Iterable[str], column: str) -> Iterator[str]:
             raise BadTask(f"not valid JSON: {error}", where=f"{path}:{number}", expected="one JSON object a line") from error
         text = record.get(column) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise BadTask(f'there is no text under the key "{column}"', where=f"{path}:{number}", expected=f'{{"{column}": "..."}}', do="set `text:` in the task")
+            raise BadTask(
+                f'there is no text under the key "{column}"', where=f"{path}:{number}", expected=f'{{"{column}": "..."}}', do="set `text:` in the task"
+            )
         yield text

@@ -17,8 +17,8 @@ FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "sqlalchemy-docs": ("changelog_21.rst", "migration_21.rst"),
     }
 )
-"""Which files of a source are new. Django 5.2.1 is of May 2025 and the tasks and CSP pages came with 6.0, scikit-learn 1.7 is of June 2025, SQLAlchemy 2.1 of 2026
-(some of its notes lay in the repository before they were released)."""
+"""Which files of a source are new. Django 5.2.1 is of May 2025 and the tasks and CSP pages came with 6.0, scikit-learn 1.7 is of June 2025, SQLAlchemy 2.1 of
+2026 (some of its notes lay in the repository before they were released)."""
 SHORTEST = 2_000
 """Characters below which a file is left out: notes of a release that changed one thing are all form."""
 
@@ -30,7 +30,9 @@ def recent_text(cache: Cache | None = None, progress: Progress | None = None) ->
         folder = fetch(name, cache, progress)
         paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
         if not paths:
-            raise BadInput(f'the source "{name}" holds none of {", ".join(patterns)}', where=str(folder), do="this is an error in lissome's table: please report it")
+            raise BadInput(
+                f'the source "{name}" holds none of {", ".join(patterns)}', where=str(folder), do="this is an error in lissome's table: please report it"
+            )
         for path in paths:
             text = path.read_text(encoding="utf-8")
             if len(text) >= SHORTEST:

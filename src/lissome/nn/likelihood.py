@@ -26,7 +26,9 @@ def parts_of(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     config: Any = getattr(module, "config", None)
     trunk = getattr(module, str(getattr(module, "base_model_prefix", "")), None)
     head: Any = getattr(module, "get_output_embeddings", lambda: None)()
-    plain = type(module).__name__.endswith(("ForCausalLM", "LMHeadModel")) and isinstance(head, nn.Linear) and isinstance(trunk, nn.Module) and trunk is not module
+    plain = (
+        type(module).__name__.endswith(("ForCausalLM", "LMHeadModel")) and isinstance(head, nn.Linear) and isinstance(trunk, nn.Module) and trunk is not module
+    )
     altered = any(getattr(config, name, None) not in (None, 1, 1.0) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
     return (trunk, head) if plain and not altered and isinstance(trunk, nn.Module) else None
 

@@ -120,9 +120,7 @@ def check_splits(task: Task, where: str) -> Task:
             raise BadTask(f"the {name} split is empty", where=where, expected="at least one example in each split", do=_more(task))
         shape = np.shape(split.targets)
         if (shape[:1] if task.kind == LANGUAGE else shape) != (len(split),):
-            raise BadTask(
-                f"the {name} split has {len(split)} inputs and targets of shape {shape}", where=where, expected="one target per input"
-            )
+            raise BadTask(f"the {name} split has {len(split)} inputs and targets of shape {shape}", where=where, expected="one target per input")
         if not np.issubdtype(np.asarray(split.targets).dtype, np.number):
             raise BadTask(f"the {name} split has targets that are not numbers", where=where, expected="class numbers from 0, or floats")
         if not np.isfinite(split.targets).all():
