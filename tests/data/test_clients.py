@@ -27,12 +27,14 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def sdist(registry: Path, setup: str) -> tuple[Path, str]:
-    """A source archive tiny 1.0 and its sha256."""
-    path = registry / "tiny-1.0.tar.gz"
+def sdist(registry: Path, setup: str, project: str | None = None, name: str = "tiny") -> tuple[Path, str]:
+    """A source archive tiny 1.0 and its sha256. project: its pyproject.toml."""
+    stem = f"{name.replace('-', '_')}-1.0"
+    path = registry / f"{stem}.tar.gz"
+    files = {"setup.py": setup, "PKG-INFO": f"Metadata-Version: 1.0\nName: {name}\nVersion: 1.0\n", **({"pyproject.toml": project} if project else {})}
     with tarfile.open(path, "w:gz") as file:
-        for name, text in {"setup.py": setup, "PKG-INFO": "Metadata-Version: 1.0\nName: tiny\nVersion: 1.0\n"}.items():
-            info = tarfile.TarInfo(f"tiny-1.0/{name}")
+        for member, text in files.items():
+            info = tarfile.TarInfo(f"{stem}/{member}")
             info.size = len(text.encode())
             file.addfile(info, io.BytesIO(text.encode()))
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -50,6 +52,15 @@ def test_a_source_archive_is_downloaded_and_its_setup_is_not_run(registry: Path,
     path, sha = sdist(registry, f"open({str(sentinel)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='tiny', version='1.0')\n")
     got = pip_download("tiny", "1.0", sha, True, into)
     assert got.read_bytes() == path.read_bytes()
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("backend", ["setuptools.build_meta", "mesonpy"])
+def test_a_named_back_end_is_not_run_either_whatever_python_it_asks_for(registry: Path, into: Path, tmp_path: Path, backend: str) -> None:
+    sentinel = tmp_path / "was-run"
+    project = f"[build-system]\nrequires = []\nbuild-backend = {backend!r}\n[project]\nname = 'tiny-docs'\nversion = '1.0'\nrequires-python = '>=9'\n"
+    path, sha = sdist(registry, f"open({str(sentinel)!r}, 'w').close()\n", project, "tiny-docs")
+    assert pip_download("tiny-docs", "1.0", sha, True, into).read_bytes() == path.read_bytes()
     assert not sentinel.exists()
 
 

@@ -46,6 +46,17 @@ def test_warm_runs_every_batch_once_and_keeps_the_outputs(tmp_path):
     assert np.load(tmp_path / "o.npy").ravel().tolist() == [2, 2, 4, 4, 6, 6]
 
 
+def test_warm_keeps_a_part_of_a_language_model_s_logits(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "MOST", 12)
+    state = state_with()
+    state.batches = [{"x": np.arange(2 * 5 * 3).reshape(2, 5, 3)}, {"x": np.arange(4 * 3).reshape(2, 2, 3)}]
+    worker.warm(state, {"to": tmp_path / "o.npy"})
+    assert np.array_equal(np.load(tmp_path / "o.npy"), np.concatenate([2 * state.batches[0]["x"][:, ::3], 2 * state.batches[1]["x"]]))
+    state.batches = [{"x": np.ones((40, 3))}]
+    worker.warm(state, {"to": tmp_path / "o.npy"})
+    assert np.load(tmp_path / "o.npy").shape == (40, 3)
+
+
 @pytest.mark.parametrize("skip", [0, 2, 4])
 def test_timing_takes_whole_passes_and_leaves_the_skipped_calls_out(skip):
     state = state_with(1, 2, 3)

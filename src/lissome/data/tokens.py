@@ -87,6 +87,19 @@ def load_tokens(place: Path, where: str, max_length: int | None = None, inputs: 
     max_length: unless given, the smaller of 128 and the model's positions. inputs: unless given, what the model's configuration says it takes.
     Raises BadTask when there is no readable tokenizer.json, no padding token, or max_length is beyond the model.
     """
+    tokenizer, path = open_tokenizer(place, where)
+    model = read_json(path.parent / "config.json")
+    settings = read_json(path.parent / "tokenizer_config.json")
+    pad_id, pad_type = _padding(tokenizer, model, settings, path)
+    length = _length(model, max_length, where)
+    names = tuple(inputs or _inputs(tokenizer, model, settings))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+    return Tokens(tokenizer, names, length, pad_id, pad_type, digest(file_sha256(path), names, length, pad_id, pad_type))
+
+
+def open_tokenizer(place: Path, where: str) -> tuple[tokenizers.Tokenizer, Path]:
+    """The tokenizer of a model's folder (or a tokenizer.json file), and its file. Raises BadTask where there is none that can be read."""
     import tokenizers
 
     path = place / "tokenizer.json" if place.is_dir() else place
@@ -101,14 +114,7 @@ def load_tokens(place: Path, where: str, max_length: int | None = None, inputs: 
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception for a broken file
         raise BadTask(f"the tokenizer cannot be read: {error}", where=str(path), do="fetch the model's folder again") from error
-    model = read_json(path.parent / "config.json")
-    settings = read_json(path.parent / "tokenizer_config.json")
-    pad_id, pad_type = _padding(tokenizer, model, settings, path)
-    length = _length(model, max_length, where)
-    names = tuple(inputs or _inputs(tokenizer, model, settings))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(length)
-    return Tokens(tokenizer, names, length, pad_id, pad_type, digest(file_sha256(path), names, length, pad_id, pad_type))
+    return tokenizer, path
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Load a model from a Hugging Face directory or id, a factory, a factory with a safetensors state, or an artifact.
+"""Load a model from a Hugging Face directory or id, a GGUF file, a factory, a factory with a safetensors state, or an artifact.
 
 Weights come from safetensors only: a pickle can run code when it is read, so pickles are refused with the way out.
 """
@@ -21,11 +21,13 @@ from lissome.core.model import Architecture, Model
 from lissome.core.trust import check_target, name_target
 from lissome.nn.factory import call_factory, first_line, load_state
 from lissome.nn.fingerprint import check_finite, fingerprint
+from lissome.nn.gguf import converted
+from lissome.nn.quiet import quietly
 from lissome.nn.resize import resize
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(@.+)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-FORMS = "a Hugging Face directory or id, package.module:factory, package.module:factory@weights.safetensors, or a lissome artifact"
+FORMS = "a Hugging Face directory or id, a GGUF file, package.module:factory, package.module:factory@weights.safetensors, or a lissome artifact"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt", "vocab.json", "chat_template.jinja")
 
 
@@ -39,7 +41,9 @@ def load_model(ref: str, classes: int | None = None) -> Model:
     if path.is_dir():
         return _from_directory(path, ref, classes)
     if path.is_file():
-        raise _not_a_model_file(path, ref)
+        if path.suffix.lower() != ".gguf":
+            raise _not_a_model_file(path, ref)
+        return _from_directory(converted(path), ref, classes)
     if FACTORY.fullmatch(ref):
         return _from_factory(ref)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not path.parent.is_dir():
@@ -78,7 +82,7 @@ def save_model(model: Model, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "architecture.json").write_text(model.architecture.model_dump_json(indent=1), encoding="utf-8")
         if model.architecture.kind == "huggingface" and not model.architecture.resize:
-            _quietly(lambda: model.module.save_pretrained(folder))  # type: ignore[operator]
+            quietly(lambda: model.module.save_pretrained(folder))  # type: ignore[operator]
         else:
             if model.architecture.kind == "huggingface":
                 _save_config(model, folder)
@@ -206,7 +210,7 @@ def _save_config(model: Model, folder: Path) -> None:
     """Write config.json as save_pretrained does; a pruned model's weights are written by name, as its shapes are not the config's."""
     config: Any = copy.deepcopy(model.module.config)
     config.architectures = [model.architecture.target]
-    _quietly(lambda: config.save_pretrained(folder))
+    quietly(lambda: config.save_pretrained(folder))
 
 
 def _pruned_transformers_module(path: Path, architecture: Architecture) -> nn.Module:
@@ -214,7 +218,7 @@ def _pruned_transformers_module(path: Path, architecture: Architecture) -> nn.Mo
     known = _transformers_class(path, architecture.target)
     assert architecture.resize
     try:
-        module = _quietly(lambda: known(known.config_class.from_pretrained(path, local_files_only=True)))
+        module = quietly(lambda: known(known.config_class.from_pretrained(path, local_files_only=True)))
     except Exception as error:  # broken configs surface as whatever the model's own code meets first
         raise BadModel(f"{architecture.target} cannot be built from config.json: {first_line(error)}", where=str(path / "config.json")) from error
     resize(module, architecture.resize)
@@ -227,7 +231,7 @@ def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Mod
     extra = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
     try:
-        module, loading = _quietly(lambda: known.from_pretrained(path, **options))
+        module, loading = quietly(lambda: known.from_pretrained(path, **options))
     except Exception as error:  # broken configs and weights surface as whatever the model's own code meets first
         raise BadModel(
             f"the weights cannot be loaded into {target}: {first_line(error)}", where=str(path), do="check that config.json and the weights belong together"
@@ -297,8 +301,6 @@ def _not_a_model_file(path: Path, ref: str) -> BadModel:
         return _pickle_refused(path)
     if path.suffix == ".safetensors":
         return BadModel("a state alone does not say what to build.", where=ref, do=f"name the factory with it: package.module:factory@{path.name}")
-    if path.suffix == ".gguf":
-        return BadModel("GGUF files hold decoders, which `optimize` does not take.", where=ref, expected=FORMS)
     return BadModel("this file is not a model.", where=ref, expected=FORMS)
 
 
@@ -317,19 +319,3 @@ def _pickle_refused(path: Path) -> BadModel:
 def _near(path: Path) -> str:
     parent = path.parent if path.parent.is_dir() else Path()
     return closest(path.name, [p.name for p in parent.iterdir()])
-
-
-def _quietly(work: Any) -> Any:
-    """Run a transformers call without its progress bars and load reports, which belong to no one here."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return work()
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

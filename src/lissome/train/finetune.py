@@ -1,4 +1,4 @@
-"""Fine-tune a classifier on a task: cross entropy, the best weights by the task's own score on validation, cached by content."""
+"""Fine-tune a classifier or a language model on a task: cross entropy, the best weights by the task's own score on validation, cached by content."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from lissome.core.cache import Cache, check_out, digest, disk_errors
 from lissome.core.errors import BadModel, BadTask
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
-from lissome.core.task import SplitName, Task
+from lissome.core.task import LANGUAGE, SplitName, Task
 from lissome.data import load_task
 from lissome.nn.call import call
+from lissome.nn.likelihood import IGNORED, token_log_likelihoods
 from lissome.nn.load import finished, load_model, save_model
 from lissome.train.adaptive import AdaptivePrecision
 from lissome.train.batches import LABELS, Batches
@@ -33,6 +34,8 @@ from lissome.train.loop import train
 
 VERSION = 2
 """Part of the cache key: raise it when the same config would give other weights."""
+LANGUAGE_SIZE = 4
+"""Windows scored at once: their logits are of the whole vocabulary."""
 
 
 def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | None = None, progress: Progress | None = None) -> Model:
@@ -118,13 +121,15 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def score_of(module: nn.Module, task: Task, split: SplitName = "validation", size: int = 64) -> float:
     """Mean of the task's score over a split, in float32 and eval mode."""
-    batches = Batches(task, split, size, shuffle=False)
+    batches = Batches(task, split, LANGUAGE_SIZE if task.kind == LANGUAGE else size, shuffle=False)
     device = next(module.parameters()).device
-    rows = batches.rows(0)
+    targets = np.asarray(task.splits[split].targets)
+    scores = []
     with torch.inference_mode():
-        outputs = [call(module, _inputs(batches.batch(row), device)).float().cpu().numpy() for row in rows]
-    targets = np.asarray(task.splits[split].targets)[np.concatenate(rows)]
-    return float(np.mean(task.score(np.concatenate(outputs), targets)))
+        for row in batches.rows(0):  # scored as they come: the logits of a language model's whole split would fill the memory
+            outputs = call(module, _inputs(batches.batch(row), device)).float().cpu().numpy()
+            scores.append(task.score(outputs, targets[row]))
+    return float(np.mean(np.concatenate(scores)))
 
 
 def depths(module: nn.Module) -> tuple[dict[str, int], int]:
@@ -169,6 +174,17 @@ def classification_loss(label_smoothing: float = 0.0) -> Any:
     return loss
 
 
+def language_loss() -> Any:
+    """A loss callable: mean cross entropy of the batch's `labels` [batch, length] (the token after each place, -100 where none), the head in chunks of rows."""
+
+    def loss(module: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        labels = batch[LABELS].long()
+        found = token_log_likelihoods(module, {name: value for name, value in batch.items() if name != LABELS}, labels)
+        return -found.sum() / (labels != IGNORED).sum().clamp(min=1)
+
+    return loss
+
+
 def _inputs(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: value.to(device) for name, value in batch.items() if name != LABELS}
 
@@ -184,7 +200,7 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
         result = train(
             module,
             batches,
-            classification_loss(config.label_smoothing),
+            language_loss() if task.kind == LANGUAGE else classification_loss(config.label_smoothing),
             config.train if adaptive is None else config.train.model_copy(update={"precision": "fp32"}),
             callbacks=[adaptive, best] if adaptive else [best],
             resume=checkpoints,
@@ -229,6 +245,8 @@ def read_trained(folder: Path, model: Model) -> Model:
 
 def _check_head(module: nn.Module, task: Task, batches: Batches, ref: str) -> None:
     """Raise where the head has fewer outputs than the labels need, or the labels are no class numbers."""
+    if task.kind == LANGUAGE:
+        return _check_language_head(module, task, batches, ref)
     targets = np.asarray(task.splits["train"].targets)
     if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0:
         raise BadTask("the labels are not class numbers.", where=task.ref, expected="whole numbers from 0, one per example")
@@ -244,6 +262,22 @@ def _check_head(module: nn.Module, task: Task, batches: Batches, ref: str) -> No
             where=ref,
             expected=f"[1, {needed}]",
             do=f"load it with a fresh head: load_model(ref, classes={needed})",
+        )
+
+
+def _check_language_head(module: nn.Module, task: Task, batches: Batches, ref: str) -> None:
+    """Raise where the module gives no logits for the token after each place, or knows fewer tokens than the task has."""
+    module.eval()
+    batch = batches.batch([0])
+    needed = 1 + max(max(int(ids.max()) for ids in task.splits["train"].inputs), int(np.asarray(task.splits["train"].targets).max()))
+    known: Any = getattr(getattr(module, "config", None), "vocab_size", needed)
+    with torch.inference_mode():
+        shape = list(call(module, _inputs(batch, next(module.parameters()).device)).shape) if known >= needed else ["any", "length", known]
+    if len(shape) != 3 or shape[1] != batch[LABELS].shape[1] or shape[2] < needed:
+        raise BadModel(
+            f"the model's output has the shape {shape} for one window, but the task asks for the token after each of {batch[LABELS].shape[1]} places.",
+            where=ref,
+            expected=f"[1, {batch[LABELS].shape[1]}, at least {needed} tokens]: a decoder with its language-modelling head, and its own tokenizer",
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lissome.core.errors import BadConfig
+from lissome.nn.attention.chosen import top_blocks
 from lissome.nn.attention.patterns import select
-from lissome.nn.attention.written import parse
+from lissome.nn.attention.written import SCORERS, parse
 from tests.nn.attention.test_patterns import CHOSEN, PLAIN, inputs, looked
 
 
@@ -15,6 +16,12 @@ def test_text_and_pattern_mean_the_same(pattern):
     q, k, _ = inputs(200)
     assert str(parse(str(pattern))) == str(pattern)
     assert select(parse(str(pattern)), looked(q, k)).dense().equal(select(pattern, looked(q, k)).dense())
+
+
+@pytest.mark.parametrize("scorer", list(SCORERS))
+def test_every_scorer_can_be_written(scorer):
+    pattern = top_blocks(2, SCORERS[scorer])
+    assert parse(str(pattern)) == pattern
 
 
 @pytest.mark.parametrize(

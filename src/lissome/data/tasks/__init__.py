@@ -28,7 +28,7 @@ def load_task(ref: str, model_dir: Path | None = None) -> Task:
 
 
 def _from_file(path: Path, ref: str, model_dir: Path | None) -> Task:
-    from lissome.data.tasks.config import ImageClassification, Tabular, read_task_file
+    from lissome.data.tasks.config import ImageClassification, LanguageModelling, Tabular, read_task_file
 
     file = read_task_file(path)
     if isinstance(file.config, ImageClassification):
@@ -39,6 +39,10 @@ def _from_file(path: Path, ref: str, model_dir: Path | None) -> Task:
         from lissome.data.tasks.tabular import tabular_task
 
         return tabular_task(file, file.config, ref)
+    if isinstance(file.config, LanguageModelling):
+        from lissome.data.tasks.language import language_task
+
+        return language_task(file, file.config, ref, model_dir)
     from lissome.data.tasks.text import text_task
 
     return text_task(file, file.config, ref, model_dir)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lissome.core.errors import BadTask
-from lissome.core.task import SPLITS, Split, SplitName, Task
+from lissome.core.task import LANGUAGE, SPLITS, Split, SplitName, Task
 from lissome.data.duplicates import keys_of, repeats, shared, show
 from lissome.data.splitting import Fractions, split_rows, units_of
 
@@ -118,15 +118,14 @@ def check_splits(task: Task, where: str) -> Task:
         split = task.splits[name]
         if not len(split):
             raise BadTask(f"the {name} split is empty", where=where, expected="at least one example in each split", do=_more(task))
-        if np.shape(split.targets) != (len(split),):
-            raise BadTask(
-                f"the {name} split has {len(split)} inputs and targets of shape {np.shape(split.targets)}", where=where, expected="one target per input"
-            )
+        shape = np.shape(split.targets)
+        if (shape[:1] if task.kind == LANGUAGE else shape) != (len(split),):
+            raise BadTask(f"the {name} split has {len(split)} inputs and targets of shape {shape}", where=where, expected="one target per input")
         if not np.issubdtype(np.asarray(split.targets).dtype, np.number):
             raise BadTask(f"the {name} split has targets that are not numbers", where=where, expected="class numbers from 0, or floats")
         if not np.isfinite(split.targets).all():
             raise BadTask(f"the {name} split has targets that are not finite numbers", where=where)
-    if np.issubdtype(np.asarray(task.splits["test"].targets).dtype, np.integer):
+    if task.kind != LANGUAGE and np.issubdtype(np.asarray(task.splits["test"].targets).dtype, np.integer):
         _check_classes(task, where)
     return task
 

@@ -171,7 +171,48 @@ class Tabular(_Columns):
         return _texts(value)
 
 
-KINDS: dict[str, type[TextClassification] | type[ImageClassification] | type[Tabular]] = {
+class LanguageModelling(TaskConfig):
+    """Text, and each token of it to be foretold from those before it.
+
+    data: a folder or file of text (.txt, .md, .rst: a document each; .jsonl: a document a line), or a list of them. splits: such a place per split.
+    text: the key of a .jsonl line that holds the text. length: tokens in a window. stride: tokens from one window to the next; below `length` windows
+    overlap, and each token is scored where it has the longest past. remainder: whether the tokens that fill no window are dropped or padded.
+    separator: the token between documents; else the tokenizer's end of text. tokenizer: a folder with tokenizer.json; else the model's folder.
+    """
+
+    kind: Literal["language-modelling"]
+    data: tuple[str, ...] | None = None
+    splits: Mapping[SplitName, tuple[str, ...]] | None = None
+    text: str = "text"
+    length: int = Field(default=512, ge=2)
+    stride: int | None = Field(default=None, ge=1)
+    remainder: Literal["drop", "pad"] = "drop"
+    separator: str | None = None
+    tokenizer: str | None = None
+    encoding: str = "utf-8"
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _each(cls, value: Any) -> Any:
+        return {name: (one,) if isinstance(one, str) else one for name, one in value.items()} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _either(self) -> LanguageModelling:
+        if (self.data is None) == (self.splits is None):
+            raise ValueError("give either `data:` (text, divided here) or `splits:` (text per split)")
+        if self.stride is not None and self.stride > self.length:
+            raise ValueError(f"a stride of {self.stride} would leave out tokens between windows of {self.length}")
+        _needs_train(self.splits)
+        return self
+
+
+KINDS: dict[str, type[TextClassification] | type[ImageClassification] | type[Tabular] | type[LanguageModelling]] = {
+    "language-modelling": LanguageModelling,
     "text-classification": TextClassification,
     "image-classification": ImageClassification,
     "tabular": Tabular,
@@ -197,7 +238,7 @@ class TaskFile:
     """A task file that was read: its config, and where each key stands."""
 
     path: Path
-    config: TextClassification | ImageClassification | Tabular
+    config: TextClassification | ImageClassification | Tabular | LanguageModelling
     node: yaml.Node | None
 
     def at(self, *keys: Any) -> str:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 from lissome.core.errors import BadConfig, closest
-from lissome.nn.attention import chosen, importance, indexer, patterns, variants
+from lissome.nn.attention import chosen, importance, indexer, mass, patterns, variants
 from lissome.nn.attention.patterns import Pattern
 
 MAKERS: dict[str, Callable[..., Pattern]] = {
@@ -26,7 +26,12 @@ MAKERS: dict[str, Callable[..., Pattern]] = {
     "learned_tokens": importance.learned_tokens,
     "routed": variants.routed,
 }
-SCORERS = {"pooled_keys": chosen.pooled_keys, "random_blocks": chosen.random_blocks, "indexer": indexer.indexer}
+SCORERS = {
+    "pooled_keys": chosen.pooled_keys,
+    "random_blocks": chosen.random_blocks,
+    "oracle_blocks": mass.oracle_blocks,
+    "indexer": indexer.indexer,
+}
 TOKEN_SCORERS = {"feature_entropy": importance.feature_entropy, "learned_importance": importance.learned_importance}
 FRACTIONS = ("top_share", "entropy_tokens", "learned_tokens", "routed")
 """Makers that take numbers with a fraction."""
