@@ -21,7 +21,7 @@ def test_text_and_pattern_mean_the_same(pattern):
     "text",
     [
         "window(9) | top_blocks(8, indexer)",
-        "top_share(0.25, indexer)",
+        "top_share(0.123456789, indexer)",
         "top_share(1, random_blocks)",
         "window(9) | top_tokens(8, feature_entropy)",
         "top_tokens(8, learned_importance)",
@@ -32,7 +32,6 @@ def test_text_and_pattern_mean_the_same(pattern):
 )
 def test_scorers_are_written_by_name(text):
     assert str(parse(text)) == text
-    assert parse(text) == parse(str(parse(text)))
 
 
 @pytest.mark.parametrize(
