@@ -28,7 +28,7 @@ def test_every_scorer_can_be_written(scorer):
     "text",
     [
         "window(9) | top_blocks(8, indexer)",
-        "top_share(0.25, indexer)",
+        "top_share(0.123456789, indexer)",
         "top_share(1, random_blocks)",
         "window(9) | top_tokens(8, feature_entropy)",
         "top_tokens(8, learned_importance)",
@@ -39,7 +39,6 @@ def test_every_scorer_can_be_written(scorer):
 )
 def test_scorers_are_written_by_name(text):
     assert str(parse(text)) == text
-    assert parse(text) == parse(str(parse(text)))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class TopShare(Pattern):
     @property
     def name(self) -> str:  # type: ignore[override]
         """As it is written."""
-        return f"top_share({self.share:g}{_by(self.scorer)})"
+        return f"top_share({self.share}{_by(self.scorer)})"
 
     def visits(self, sight: Sight) -> Selection:
         """The chosen blocks, each shown whole. Causal: a share of the blocks before the tile, so that a length not yet reached changes nothing."""
