@@ -21,7 +21,7 @@ FLOATS = 1 << 25
 """Logits held at once (128 MB)."""
 
 
-def parts_of(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+def parts_of(module: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     """A causal language model's trunk and head, where logits are head(trunk(...)[0]) and nothing else; None for other modules."""
     config: Any = getattr(module, "config", None)
     trunk = getattr(module, str(getattr(module, "base_model_prefix", "")), None)
@@ -55,7 +55,7 @@ def token_log_likelihoods(module: nn.Module, batch: Mapping[str, torch.Tensor], 
         return _spread(_chosen(logits.flatten(0, 1)[scored], wanted), scored, targets)
     trunk, head = parts
     rows = hidden_states(trunk, batch).flatten(0, 1)[scored]
-    step = max(1, FLOATS // int(head.weight.shape[0]))  # type: ignore[union-attr, arg-type]
+    step = max(1, FLOATS // head.out_features)
     found = []
     for begin in range(0, len(rows), step):
         some = rows[begin : begin + step], wanted[begin : begin + step]
