@@ -4,6 +4,7 @@
 
 constexpr long PARTS = LISSOME_ROWS / WIDTH;  // vectors that hold one number of each row of a tile
 constexpr long FEW = 8;                       // up to so many inputs are multiplied straight from the codes
+constexpr long AHEAD = 2048;                  // bytes: the processor fetches ahead within a page alone, and weights are read once, page after page
 constexpr long DEEP = 256;                    // columns of a panel of widened weights: 64 rows of it are 64 KiB
 
 INLINE vi load_words(const void *at) {
@@ -65,6 +66,7 @@ INLINE void part_times(const lissome_matrix &m, long tile, long part, const floa
         const char *words = at + (BITS == 32 ? 0 : 64) + part * WIDTH * 4;
         for (long c = 0; c < deep; c += IN_WORD, words += 64) {
             const vi word = load_words(words);
+            __builtin_prefetch(words + AHEAD);
 #pragma GCC unroll 8
             for (int i = 0; i < IN_WORD; i++) {
                 const vf w = BITS == 32 ? (vf)word : BITS == 4 ? decoded(word, i) : decoded_byte(word, i);
@@ -77,8 +79,10 @@ INLINE void part_times(const lissome_matrix &m, long tile, long part, const floa
             vf whole = sum[n][0];
             for (int i = 1; i < CHAINS; i++) whole += sum[n][i];
             float inputs = 0;
-            if (BITS != 32)
-                for (long i = 0; i < per_sum; i++) inputs += sums[n * blocks + first / LISSOME_GROUP_MIN + i];
+            if (BITS != 32) inputs = sums[n * blocks + first / LISSOME_GROUP_MIN];
+            if (BITS != 32 && per_sum > 1)
+#pragma GCC unroll 1
+                for (long i = 1; i < per_sum; i++) inputs += sums[n * blocks + first / LISSOME_GROUP_MIN + i];
             total[n] += scale * whole + offset * inputs;
         }
     }
