@@ -12,7 +12,7 @@ import pytest
 
 from lissome.core.errors import Unreachable
 from lissome.data import clients
-from lissome.data.clients import WrongChecksum, npm_pack, pip_download
+from lissome.data.clients import WrongChecksum, deb_download, npm_pack, pip_download
 
 
 @pytest.fixture
@@ -132,3 +132,41 @@ def test_npm_that_fails_is_quoted(tmp_path: Path, into: Path, monkeypatch: pytes
     npm_stand_in(tmp_path, monkeypatch, "echo 'npm error code ETARGET at http://mirror.example/tiny' >&2; exit 1")
     with pytest.raises(Unreachable, match=r"npm error code ETARGET at .address."):
         npm_pack("tiny", "1.0", "a" * 64, into)
+
+
+def apt_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "apt-get").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_apt_leaves_its_archive(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt_stand_in(tmp_path, monkeypatch, 'printf "%s" "$*" > tiny_1%3a1.0_all.deb')
+    got = deb_download("tiny", "1:1.0", "a" * 64, into)
+    assert got.name == "tiny_1%3a1.0_all.deb"
+    assert "download tiny=1:1.0" in got.read_text()
+
+
+@pytest.mark.parametrize("said", ["E: Version '1.0' for 'tiny' was not found", "E: Unable to locate package tiny"])
+def test_a_debian_version_that_is_not_there_names_the_reason(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    apt_stand_in(tmp_path, monkeypatch, f'echo "{said}" >&2; exit 100')
+    with pytest.raises(Unreachable, match=said.removeprefix("E: ")) as caught:
+        deb_download("tiny", "1.0", "a" * 64, into)
+    assert "apt-get update" in str(caught.value)
+    assert "one that was replaced is gone" in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_apt_that_fails_is_quoted(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt_stand_in(tmp_path, monkeypatch, "echo 'E: Failed to fetch http://mirror.example/tiny' >&2; exit 100")
+    with pytest.raises(Unreachable, match=r"brought nothing: Failed to fetch .address."):
+        deb_download("tiny", "1.0", "a" * 64, into)
+
+
+def test_without_apt_the_way_out_is_named(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Unreachable, match="apt-get is not installed") as caught:
+        deb_download("tiny", "1.0", "a" * 64, into)
+    assert "Debian 12" in str(caught.value)

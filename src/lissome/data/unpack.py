@@ -1,7 +1,8 @@
 """Unpack an archive from the network without trusting it: nothing is executed, nothing lands outside the folder, sizes are bounded.
 
 The rules are those of the standard library's `data` filter for tarfile, applied alike to zip files and to every Python version: no absolute paths, no `..`,
-no devices. Stricter in two ways: links are refused altogether (none of the sources has any) and so is a second file of the same name.
+no devices. Stricter in two ways: links are refused altogether and so is a second file of the same name. Where only some files of an archive are wanted,
+the others may be anything but badly named: they are passed over.
 """
 
 from __future__ import annotations
@@ -12,30 +13,35 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lissome.core.cache import disk_errors
 from lissome.core.errors import BadInput
+from lissome.data.debian import data_tar, is_deb
 
 BLOCK = 1 << 20
 MAX_FILES = 100_000
+MAX_PASSED = 4 << 30
+"""Bytes of files that are passed over: reading past them takes time, though no space."""
 
 
 class UnsafeArchive(BadInput):
     """An archive that tries to write outside its folder, or is larger than it was declared to be."""
 
 
-def unpack(archive: Path, into: Path, limit: int, max_files: int = MAX_FILES) -> None:
-    """Unpack a .zip, .whl, .tar, .tar.gz or .tgz into the existing folder `into`.
+def unpack(archive: Path, into: Path, limit: int, max_files: int = MAX_FILES, only: Sequence[str] = ()) -> None:
+    """Unpack a .zip, .whl, .tar, .tar.gz, .tgz or .deb into the existing folder `into`.
 
-    limit: bytes that all files together may take once unpacked, counted while writing (a header's own word is not trusted).
+    limit: bytes that all files together may take once unpacked, counted while writing (a header's own word is not trusted). only: shell patterns of the
+    files that are wanted, such as "usr/share/locale/de/*"; none: all.
     Raises UnsafeArchive for a member with an unsafe name or kind and for too much data, BadInput for a file that is no archive.
     """
     written = files = 0
     try:
-        for name, source in _members(archive):
+        for name, source in _members(archive, only):
             target = _inside(name, into, archive)
             files += 1
             if files > max_files:
@@ -44,7 +50,7 @@ def unpack(archive: Path, into: Path, limit: int, max_files: int = MAX_FILES) ->
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         # RuntimeError is zipfile's word for an encrypted member, NotImplementedError for an unknown compression
         raise BadInput(
-            f"it cannot be unpacked: {error}", where=str(archive), expected="a .zip, .whl or .tar.gz archive", do="delete the file and fetch it again"
+            f"it cannot be unpacked: {error}", where=str(archive), expected="a .zip, .whl, .tar.gz or .deb archive", do="delete the file and fetch it again"
         ) from error
 
 
@@ -70,20 +76,27 @@ def _write(name: str, source: IO[bytes] | None, target: Path, room: int, archive
     return size
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """(name, open stream or None for a folder) of every member; links and devices raise."""
+def _members(archive: Path, only: Sequence[str]) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """(name, open stream or None for a folder) of every wanted member; links and devices among them raise."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16)
+                if not _wanted(info.orig_filename, only, archive):
+                    continue
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise _bad_kind(archive, info.filename)
                 # orig_filename: ZipFile cuts a name at a zero byte, which would hide what follows it
                 yield info.orig_filename, None if info.is_dir() else zipped.open(info)
         return
-    with tarfile.open(archive, "r:*") as tarred:
+    passed = 0
+    with tarfile.open(fileobj=data_tar(archive), mode="r:*") if is_deb(archive) else tarfile.open(archive, "r:*") as tarred:
         for member in tarred:
-            if member.isdir():
+            if not _wanted(member.name, only, archive):
+                passed += member.size
+                if passed > MAX_PASSED:
+                    raise _too_large(archive, f"more than {MAX_PASSED:,} bytes")
+            elif member.isdir():
                 yield member.name, None
             elif member.isreg():
                 stream = tarred.extractfile(member)
@@ -91,6 +104,16 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
                 yield member.name, stream
             else:
                 raise _bad_kind(archive, member.name)
+
+
+def _wanted(name: str, only: Sequence[str], archive: Path) -> bool:
+    """Whether a member is asked for; a name that leads outside raises either way."""
+    if not only:
+        return True
+    plain = PurePosixPath(name).as_posix()
+    if plain != ".":  # "./" itself, with which Debian's archives begin
+        _inside(name, Path(), archive)
+    return any(fnmatchcase(plain, pattern) for pattern in only)
 
 
 def _inside(name: str, into: Path, archive: Path) -> Path:

@@ -1,8 +1,9 @@
 """The statistics behind every verdict, in numpy alone.
 
 certify_drop answers whether a candidate's score fell by less than a margin, on the same examples as the original's. `paired` holds the exact test for
-0/1 scores, `tango` its fast approximate twin, `reference` its slow obvious one, `bootstrap` the test for real-valued scores, `planning` how many
-examples a certificate takes, `intervals` medians, quantiles, ratios and proportions, `bounds` risk control over a knob (Learn then Test).
+0/1 scores, `tango` its fast approximate twin, `reference` its slow obvious one, `bootstrap` the test for real-valued scores, `resample` the interval of
+figures that are made from sums, `planning` how many examples a certificate takes, `intervals` medians, quantiles, ratios and proportions, `bounds` risk
+control over a knob (Learn then Test).
 Every interval is tested by simulation to cover what it says.
 """
 
@@ -12,6 +13,7 @@ from lissome.core.statistics.certify import DropTest, certify_drop, more_example
 from lissome.core.statistics.intervals import Interval, achieved_confidence, median_interval, proportion_interval, quantile_interval, ratio_interval
 from lissome.core.statistics.paired import DropInterval, drop_interval, drop_p_value, drop_upper_bound
 from lissome.core.statistics.planning import examples_needed
+from lissome.core.statistics.resample import paired_difference
 from lissome.core.statistics.tango import asymptotic_upper_bound, score_statistic
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "hoeffding_bentkus_p_value",
     "median_interval",
     "more_examples",
+    "paired_difference",
     "proportion_interval",
     "quantile_interval",
     "ratio_interval",
