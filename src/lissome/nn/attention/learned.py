@@ -68,7 +68,8 @@ def save_indexers(model: PreTrainedModel, folder: str | Path) -> Path:
     """Write the learned scorers of all layers to `folder`/indexers.safetensors. Raises BadModel for a model without any."""
     from safetensors.torch import save_file
 
-    tensors, shapes = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    shapes: dict[str, dict[str, int]] = {}
     for name, module in attentions(model):
         for word in WORDS:
             scorer = getattr(module, word, None)
