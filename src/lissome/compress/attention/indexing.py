@@ -116,20 +116,21 @@ def _fit(model: PreTrainedModel, batches: Any, config: IndexingConfig, word: str
     scorers = {name: getattr(module, word) for name, module in attentions(model) if getattr(module, word, None) is not None}
     if not scorers:
         raise BadConfig(f"no layer of the model has a learned {word}", do=f"give it a pattern that names one: {_EXAMPLES[word]}")
-    home = next(model.parameters()).device
+    module: nn.Module = model  # transformers' own `to` is not typed
+    home = next(module.parameters()).device
 
     def whole(trained: nn.Module, batch: Any) -> torch.Tensor:
         """Mean loss of all layers for one batch."""
-        model.to(next(trained.parameters()).device)
+        module.to(next(trained.parameters()).device)
         losses: list[torch.Tensor] = []
 
-        def watch(module: Any, sight: Sight, scale: float | None) -> None:
-            asked = _asked(module, sight, word)
+        def watch(layer: Any, sight: Sight, scale: float | None) -> None:
+            asked = _asked(layer, sight, word)
             if asked is None:
                 return
             rows = torch.randint(sight.queries, (min(config.rows, sight.queries),), device=sight.q.device)  # type: ignore[union-attr]
             with torch.enable_grad():
-                losses.append(loss(getattr(module, word), asked, rows, scale))
+                losses.append(loss(getattr(layer, word), asked, rows, scale))
 
         with torch.no_grad(), listening(watch, dense=True):
             _look(model, batch)
@@ -139,12 +140,12 @@ def _fit(model: PreTrainedModel, batches: Any, config: IndexingConfig, word: str
 
     trained = _Scorers(scorers)
     exact = config.train.model_copy(update={"precision": "fp32"}) if config.train.precision == "auto" else config.train
-    training = model.training
-    model.eval()
+    training = module.training
+    module.train(False)
     try:
         result = train(trained, batches, whole, exact, resume=resume, progress=progress, identity=digest(word, sorted(scorers), config.rows))
     finally:
-        model.to(home).train(training)
+        module.to(home).train(training)
     if result.history and not any(row["loss"] for row in result.history):
         raise BadInput(f"nothing was learned: no query had a choice that a learned {word} could make.", do="give longer sequences")
     return result

@@ -35,7 +35,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selecti
         _check(q, k, v)
     q, k, v, mask = prepared(q, k, v, selection)
     if not compiled:
-        out = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        out: Any = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         return _rows(out, selection)
     options: dict[str, Any] = {} if on_cpu else {"kernel_options": CUDA_TILES}
     try:
@@ -81,8 +81,9 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise BadTensor(f"FlexAttention on a CPU does not take {str(q.dtype).removeprefix('torch.')}", expected="float32, bfloat16 or float16")
 
 
-def _rows(out: torch.Tensor, selection: Selection) -> torch.Tensor:
-    return out[:, :, selection.lead :]
+def _rows(out: Any, selection: Selection) -> torch.Tensor:
+    found: torch.Tensor = out[:, :, selection.lead :]
+    return found
 
 
 def _with_tokens(k: torch.Tensor, v: torch.Tensor, selection: Selection) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,11 @@ from lissome.kernels.attention.selection import Selection
 from lissome.nn.attention.crossover import costs
 
 Backend = Literal["auto", "native", "chunked", "dense", "flex", "reference"]
-_WHOLE = {"reference": reference.attend, "dense": dense.attend, "flex": flex.attend}
+_WHOLE: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Selection, float], torch.Tensor]] = {
+    "reference": reference.attend,
+    "dense": dense.attend,
+    "flex": flex.attend,
+}
 """Backends whose gradients are torch's own."""
 _FORWARD = {"native": native.forward, "chunked": chunked.forward}
 _BACKWARD = {"native": native.backward, "chunked": chunked.backward}

@@ -31,7 +31,7 @@ def scorers(pattern: Pattern) -> set[str]:
     if isinstance(pattern, Within):
         return scorers(pattern.pattern)
     if isinstance(pattern, PerHead):
-        return set().union(*map(scorers, pattern.patterns))
+        return {word for one in pattern.patterns for word in scorers(one)}
     return {word for word, scorer in WORDS.items() if getattr(pattern, "scorer", None) is scorer}
 
 
@@ -45,7 +45,10 @@ def attach(model: PreTrainedModel, wanted: Callable[[int], set[str]], **sizes: A
         raise BadModel(f"{type(model).__name__} has no self-attention module that tells its layer and its heads, so it cannot have learned scorers")
     for module in found.values():
         heads, kv_heads, dim = _sizes(module)
-        makers = {"indexer": functools.partial(Indexer, heads, kv_heads, dim, **sizes), "importance": functools.partial(Importance, kv_heads, dim)}
+        makers: dict[str, Callable[[], nn.Module]] = {
+            "indexer": functools.partial(Indexer, heads, kv_heads, dim, **sizes),
+            "importance": functools.partial(Importance, kv_heads, dim),
+        }
         weight = next(module.parameters())
         for word in sorted(wanted(int(module.layer_idx))):
             if getattr(module, word, None) is None:
@@ -65,7 +68,8 @@ def save_indexers(model: PreTrainedModel, folder: str | Path) -> Path:
     """Write the learned scorers of all layers to `folder`/indexers.safetensors. Raises BadModel for a model without any."""
     from safetensors.torch import save_file
 
-    tensors, shapes = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    shapes: dict[str, dict[str, int]] = {}
     for name, module in attentions(model):
         for word in WORDS:
             scorer = getattr(module, word, None)

@@ -26,13 +26,13 @@ MAKERS: dict[str, Callable[..., Pattern]] = {
     "learned_tokens": importance.learned_tokens,
     "routed": variants.routed,
 }
-SCORERS = {
+SCORERS: dict[str, Callable[..., object]] = {
     "pooled_keys": chosen.pooled_keys,
     "random_blocks": chosen.random_blocks,
     "oracle_blocks": mass.oracle_blocks,
     "indexer": indexer.indexer,
 }
-TOKEN_SCORERS = {"feature_entropy": importance.feature_entropy, "learned_importance": importance.learned_importance}
+TOKEN_SCORERS: dict[str, Callable[..., object]] = {"feature_entropy": importance.feature_entropy, "learned_importance": importance.learned_importance}
 FRACTIONS = ("top_share", "entropy_tokens", "learned_tokens", "routed")
 """Makers that take numbers with a fraction."""
 
@@ -70,7 +70,7 @@ def _pattern(node: ast.expr, text: str) -> Pattern:
 
 def _argument(node: ast.expr, maker: str, text: str) -> object:
     if isinstance(node, ast.Name):
-        known: dict[str, Callable[..., object]] = dict(TOKEN_SCORERS if maker == "top_tokens" else SCORERS)
+        known = TOKEN_SCORERS if maker == "top_tokens" else SCORERS
         if node.id not in known:
             raise BadConfig(f'"{text}": {maker} knows no scorer "{node.id}".{closest(node.id, list(known))}', expected=", ".join(known))
         return known[node.id]
