@@ -92,7 +92,7 @@ def test_no_limit_at_all(folder, capsys):
 def test_a_missing_model(folder, capsys):
     shown = failing(["optimize", "nowhere", "--task", "task.yaml", "--max-drop", "5%"], 2, capsys)
     assert 'no model at "nowhere"' in shown
-    assert "Expected: a Hugging Face directory or id, package.module:factory" in shown
+    assert "Expected: a Hugging Face directory or id, a GGUF file, package.module:factory" in shown
 
 
 def test_a_pickle_is_refused_with_the_way_out(folder, capsys):

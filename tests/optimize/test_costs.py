@@ -37,7 +37,7 @@ def result(name, crowded=False, failed=None):
 def holding(room, ran):
     """`timed` on a machine whose memory holds `room` processes at once."""
 
-    def timed(bench, rows):
+    def timed(bench, rows, rounds):
         ran.append(len(rows))
         return [result(row.option.name, crowded=at >= room) for at, row in enumerate(rows)], ""
 
@@ -60,7 +60,7 @@ def test_what_never_fits_is_said_to_have_failed(bench, monkeypatch):
 
 
 def test_without_the_first_there_is_nothing_to_compare_with(bench, monkeypatch):
-    monkeypatch.setattr(tables, "timed", lambda bench, rows: ([result("first", failed="it died")], ""))
+    monkeypatch.setattr(tables, "timed", lambda bench, rows, rounds: ([result("first", failed="it died")], ""))
     with pytest.raises(EngineFailed, match="the model could not be timed: it died"):
         tables.side_by_side(bench, [Row(ORT)])
 

@@ -193,7 +193,10 @@ def _largest_probability(seen: _Observed, margin: float) -> float:
     peaks = peaks[np.argsort(values[peaks])[-3:]]
     left, right = angles[np.maximum(peaks - 1, 0)], angles[np.minimum(peaks + 1, len(angles) - 1)]
     inner = left[:, None] + (right - left)[:, None] * np.linspace(0.0, 1.0, 17)[1:-1]
-    return float(max(values.max(), tail(inner.ravel()).max()))
+    near = tail(inner.ravel())
+    row, at = divmod(int(near.argmax()), inner.shape[1])
+    step = (right[row] - left[row]) / 16
+    return float(max(values.max(), near.max(), tail(np.linspace(inner[row, at] - step, inner[row, at] + step, 9)).max()))
 
 
 def check_counts(lost: int, gained: int, n: int, confidence: float) -> None:
