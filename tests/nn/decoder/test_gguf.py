@@ -57,7 +57,7 @@ def test_weights_are_the_files_own_not_rounded_again(whole):
     ours = from_llama(model, lambda _, weight: weight)
     for layer, plain in zip(weights.layers, ours.layers, strict=True):
         for name in ("q", "k", "v", "o", "gate", "up", "down"):
-            assert torch.equal(unpack(getattr(layer, name)).dense(), unpack(getattr(plain, name)))
+            assert torch.equal(unpack(layer.matrices[name]).dense(), unpack(plain.matrices[name]))
     assert weights.head is weights.embedding
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +57,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Layer:
-    """One block. attention_norm, ffn_norm: [hidden] float32; the matrices [outputs, inputs]."""
+    """One block. attention_norm, ffn_norm: [hidden] float32; matrices: [outputs, inputs] each, by the names in MATRICES."""
 
     attention_norm: torch.Tensor
     ffn_norm: torch.Tensor
-    q: Packed
-    k: Packed
-    v: Packed
-    o: Packed
-    gate: Packed
-    up: Packed
-    down: Packed
+    matrices: Mapping[str, Packed]
 
 
 @dataclass(frozen=True)
@@ -122,9 +116,9 @@ class Decoder:
         for made, layer in zip(layers, w.layers, strict=False):
             made.attention_norm, made.ffn_norm = self._floats(layer.attention_norm), self._floats(layer.ffn_norm)
             for name in MATRICES:
-                setattr(made, name, _matrix(getattr(layer, name)))
+                setattr(made, name, _matrix(layer.matrices[name]))
         self._held.append(layers)
-        hidden, ffn = w.embedding.columns, w.layers[0].gate.rows if w.layers else 0
+        hidden, ffn = w.embedding.columns, w.layers[0].matrices["gate"].rows if w.layers else 0
         given = _Decoder(
             len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), layers
         )

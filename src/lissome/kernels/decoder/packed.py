@@ -37,8 +37,9 @@ class Codes:
 
     def dense(self) -> torch.Tensor:
         """The weights they stand for [rows, columns], float32."""
-        wide = self.codes.float().unflatten(1, (-1, self.group))
-        return (wide * self.scale.float()[..., None] + self.offset.float()[..., None]).flatten(1)
+        wide = self.codes.float().view(len(self.codes), -1, self.group)
+        weights: torch.Tensor = wide * self.scale.float()[..., None] + self.offset.float()[..., None]
+        return weights.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,4 @@ def _tiled(weights: torch.Tensor) -> torch.Tensor:
     missing = -weights.shape[0] % ROWS
     if missing:
         weights = torch.cat([weights, weights.new_zeros(missing, *weights.shape[1:])])
-    return weights.unflatten(0, (-1, ROWS))
+    return weights.reshape(-1, ROWS, *weights.shape[1:])

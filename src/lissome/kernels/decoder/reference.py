@@ -27,16 +27,17 @@ class Reference:
         w = self.weights
         state = dense(w.embedding)[token]
         for at, layer in enumerate(w.layers):
+            m = layer.matrices
             x = functional.rms_norm(state, state.shape, layer.attention_norm.float(), w.epsilon)
-            q, k, v = ((dense(matrix) @ x).view(-1, w.dim) for matrix in (layer.q, layer.k, layer.v))
+            q, k, v = ((dense(matrix) @ x).view(-1, w.dim) for matrix in (m["q"], m["k"], m["v"]))
             self.keys[at, slot, :, position] = self._rotated(k, position).to(self.keys.dtype)
             self.values[at, slot, :, position] = v.to(self.values.dtype)
             keys, values = (kept[at, slot, :, : position + 1].float() for kept in (self.keys, self.values))
             grouped = self._rotated(q, position).view(w.kv_heads, -1, w.dim)
             seen = ((grouped @ keys.transpose(1, 2)) * w.scale).softmax(-1) @ values
-            state = state + dense(layer.o) @ seen.flatten()
+            state = state + dense(m["o"]) @ seen.flatten()
             x = functional.rms_norm(state, state.shape, layer.ffn_norm.float(), w.epsilon)
-            state = state + dense(layer.down) @ (functional.silu(dense(layer.gate) @ x) * (dense(layer.up) @ x))
+            state = state + dense(m["down"]) @ (functional.silu(dense(m["gate"]) @ x) * (dense(m["up"]) @ x))
         return state
 
     def _rotated(self, heads: torch.Tensor, position: int) -> torch.Tensor:

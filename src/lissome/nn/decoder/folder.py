@@ -61,7 +61,7 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
     packed = {"embedding": weights.embedding} | ({} if weights.head is weights.embedding else {"head": weights.head})
     tensors = {"norm": weights.norm, "cosine": weights.cosine, "sine": weights.sine}
     for at, layer in enumerate(weights.layers):
-        packed |= {f"layers.{at}.{name}": getattr(layer, name) for name in MATRICES}
+        packed |= {f"layers.{at}.{name}": one for name, one in layer.matrices.items()}
         tensors |= {f"layers.{at}.{name}": getattr(layer, name) for name in ("attention_norm", "ffn_norm")}
     matrices = {name: Matrix(rows=one.rows, columns=one.columns, bits=one.bits, group=one.group) for name, one in packed.items()}
     plain = {name: getattr(weights, name) for name in ("heads", "kv_heads", "dim", "epsilon", "scale")}
@@ -94,16 +94,17 @@ def load_decoder(folder: Path) -> tuple[Weights, Description]:
 
     layers = [
         Layer(
-            *(_tensor(tensors, f"layers.{at}.{name}", folder) for name in ("attention_norm", "ffn_norm")),
-            **{name: packed(f"layers.{at}.{name}") for name in MATRICES},
+            _tensor(tensors, f"layers.{at}.attention_norm", folder),
+            _tensor(tensors, f"layers.{at}.ffn_norm", folder),
+            {name: packed(f"layers.{at}.{name}") for name in MATRICES},
         )
         for at in range(description.layers)
     ]
     embedding = packed("embedding")
     head = embedding if description.tied else packed("head")
-    rest = {name: _tensor(tensors, name, folder) for name in ("norm", "cosine", "sine")}
-    plain = {name: getattr(description, name) for name in ("heads", "kv_heads", "dim", "epsilon", "scale")}
-    return Weights(layers=layers, embedding=embedding, head=head, **rest, **plain), description
+    norm, cosine, sine = (_tensor(tensors, name, folder) for name in ("norm", "cosine", "sine"))
+    told = description
+    return Weights(layers, embedding, head, norm, cosine, sine, told.heads, told.kv_heads, told.dim, told.epsilon, told.scale), description
 
 
 def _tensor(tensors: Mapping[str, torch.Tensor], name: str, folder: Path) -> torch.Tensor:
@@ -119,5 +120,5 @@ def is_decoder(folder: Path) -> bool:
 
 def weights_bytes(weights: Weights) -> int:
     """Bytes of all matrices, each counted once."""
-    every = [getattr(layer, name) for layer in weights.layers for name in MATRICES]
+    every = [one for layer in weights.layers for one in layer.matrices.values()]
     return sum({id(one): one.data.numel() for one in (*every, weights.embedding, weights.head)}.values())

@@ -24,9 +24,10 @@ def tokenizer_of(file: Gguf) -> Tokenizer:
     if kind != "gpt2" or split not in SPLITS:
         raise BadModel(f'its tokenizer is "{kind}", "{split}"', where=str(file.path), expected=f'"gpt2" with {", ".join(SPLITS)}')
     tokens, merges = _texts(file, "tokenizer.ggml.tokens"), _texts(file, "tokenizer.ggml.merges")
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
+    parted = [merge.partition(" ") for merge in merges]
+    if not all(first and last for first, _, last in parted):
         raise BadModel("a merge of its tokenizer is no pair of pieces", where=str(file.path))
+    pairs = [(first, last) for first, _, last in parted]
     try:
         made = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, pairs))
     except Exception as error:  # the library raises plain Exception for a merge whose pieces are no tokens

@@ -40,8 +40,8 @@ def from_gguf(file: Gguf) -> Weights:
     def layer(at: int) -> Layer:
         parts = {name: file.tensor(f"blk.{at}.{stored}.weight") for name, stored in GGUF_NAMES.items()}
         parts |= {name: halves_first(parts[name], count) for name, count in unturned.items()}
-        norms = (_floats(file.tensor(f"blk.{at}.{name}.weight")) for name in ("attn_norm", "ffn_norm"))
-        return Layer(*norms, **{name: pack(one) for name, one in parts.items()})
+        norm, ffn_norm = (_floats(file.tensor(f"blk.{at}.{name}.weight")) for name in ("attn_norm", "ffn_norm"))
+        return Layer(norm, ffn_norm, {name: pack(one) for name, one in parts.items()})
 
     embedding = pack(file.tensor("token_embd.weight"))
     head = pack(file.tensor("output.weight")) if "output.weight" in file.entries else embedding
@@ -70,12 +70,12 @@ def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weig
         Layer(
             block.input_layernorm.weight.detach(),
             block.post_attention_layernorm.weight.detach(),
-            **{name: made(f"layers.{at}.{inner}", block.get_submodule(inner)) for name, inner in LLAMA_NAMES.items()},
+            {name: made(f"layers.{at}.{inner}", block.get_submodule(inner)) for name, inner in LLAMA_NAMES.items()},
         )
         for at, block in enumerate(body.layers)
     ]
     embedding = made("embed_tokens", body.embed_tokens)
-    head = embedding if config.tie_word_embeddings else made("lm_head", model.lm_head)  # type: ignore[arg-type]
+    head = embedding if config.tie_word_embeddings else made("lm_head", model.lm_head)
     angles = torch.arange(config.max_position_embeddings)[:, None].float() * body.rotary_emb.inv_freq.float()
     scaled = body.rotary_emb.attention_scaling
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, body.layers[0].self_attn.head_dim
