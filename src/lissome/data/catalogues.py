@@ -26,7 +26,7 @@ from lissome.data.splitting import ALGORITHM, split_rows, units_of
 SHARES: Mapping[SplitName, float] = {"train": 0.92, "validation": 0.03, "test": 0.05}
 SEPARATOR = "\n"
 """Between the messages of a document; a cleaned message has none inside."""
-CLEANING = 1
+CLEANING = 2
 """Raised when the same catalogues would give other pairs; part of the cache's key."""
 LONGEST = 2000
 """Characters of a message; longer ones are licences and tables."""
