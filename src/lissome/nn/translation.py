@@ -7,7 +7,7 @@ The pattern holds for the self-attention of the encoder, both ways, and of the d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -72,11 +72,15 @@ def translator(config: TranslatorConfig) -> MarianMTModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MarianMTModel(sizes).eval()
+        model: Any = MarianMTModel(sizes)
+        model.eval()
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.width**-0.5)  # times sqrt(width) on the way in: unit variance
         with torch.no_grad():
             model.get_input_embeddings().weight[config.pad].zero_()
-    return model if config.pattern is None else use(model, config.pattern)
+    if config.pattern is not None:
+        use(model, config.pattern)
+    found: MarianMTModel = model
+    return found
 
 
 def local_global(width: int, globals_: int, length: int) -> str:

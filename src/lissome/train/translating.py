@@ -108,7 +108,8 @@ def translation_loss(label_smoothing: float = 0.1) -> Loss:
 
     def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch[LABELS]
-        pad = module.config.pad_token_id  # type: ignore[union-attr]
+        config: Any = module.config
+        pad: int = config.pad_token_id
         begun = functional.pad(labels[:, :-1], (1, 0), value=pad)  # each token is foretold from those before it
         logits = module(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], decoder_input_ids=begun.masked_fill(begun == IGNORE, pad), use_cache=False
