@@ -8,7 +8,6 @@ Documents follow one another with the separator behind each; a window may hold t
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lissome.core.errors import BadConfig, BadTask
+from lissome.data.rows import json_values
 
 if TYPE_CHECKING:
     import tokenizers
@@ -124,13 +124,7 @@ def texts(paths: Iterable[Path], column: str = "text", encoding: str = "utf-8") 
 
 
 def _lines(path: Path, file: Iterable[str], column: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise BadTask(f"not valid JSON: {error}", where=f"{path}:{number}", expected="one JSON object a line") from error
+    for number, record in json_values(path, file):
         text = record.get(column) if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise BadTask(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,16 +120,22 @@ def _json_rows(path: Path, file: Any) -> Rows:
 
 
 def _json_lines(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, record in json_values(path, file):
+        if not isinstance(record, dict):
+            raise BadTask("not a JSON object", where=f"{path}:{number}", expected='one JSON object a line, as {"text": "...", "label": "..."}')
+        yield number, record
+
+
+def json_values(path: Path, file: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Line numbers and what stands on them; empty lines are skipped. Raises BadTask for a line that is no JSON."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise BadTask(f"not valid JSON: {error}", where=f"{path}:{number}", expected="one JSON object a line") from error
-        if not isinstance(record, dict):
-            raise BadTask("not a JSON object", where=f"{path}:{number}", expected='one JSON object a line, as {"text": "...", "label": "..."}')
-        yield number, record
+        yield number, value
 
 
 def cell(value: Any) -> str:

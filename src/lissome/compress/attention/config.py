@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from lissome.core.config import Config
+from lissome.core.task import LANGUAGE
 from lissome.train.config import TrainConfig
 
 TAUS = (1.0, 0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0)
@@ -35,4 +36,4 @@ class SparsifyConfig(Config):
 
     def batch(self, kind: str) -> int:
         """Examples per batch for a task of this kind."""
-        return self.size or (1 if kind == "language-modelling" else 16)
+        return self.size or (1 if kind == LANGUAGE else 16)
