@@ -9,6 +9,7 @@ import pytest
 
 from lissome.cli import main as cli
 from lissome.cli.main import run as command
+from lissome.version import VERSION
 
 TASK = "kind: text-classification\ndata: texts.csv\ntext: text\nlabel: label\n"
 
@@ -250,6 +251,7 @@ def test_the_command_line_is_frozen():
             "--task",
             "--teacher",
             "--temperature",
+            "--variations",
         ],
         "sparse-train": [
             "--batch",
@@ -290,3 +292,8 @@ def test_the_command_line_is_frozen():
         "cache show": ["--json"],
         "cache clear": ["--json"],
     }
+
+
+def test_the_version_is_told(capsys):
+    assert command(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"lissome {VERSION}"

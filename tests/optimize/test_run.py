@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from lissome.core.contract import Contract
 from lissome.core.errors import BadArtifact, BadInput, BadModel, BadTask, EnvironmentLacks
 from lissome.core.manifest import read_manifest
 from lissome.core.progress import Silent
+from lissome.core.task import LANGUAGE
 from lissome.data import load_task
 from lissome.engines.artifact import open_artifact
 from lissome.nn.load import load_model
@@ -241,6 +243,9 @@ def test_refusals_before_any_work(here, tmp_path):
         optimize("tiny_model:broken", task, CONTRACT)
     with pytest.raises(BadModel, match="the model cannot run the task's examples"):
         optimize("lissome.nn.cnn:small_cnn", task, CONTRACT)
+    words = dataclasses.replace(load_task(task), kind=LANGUAGE)
+    with pytest.raises(BadTask, match=r"(?s)a language model's are as many as its tokens times its words.*lissome pack"):
+        optimize(MODEL, words, CONTRACT)
     assert not (tmp_path / "runs").exists()
 
 

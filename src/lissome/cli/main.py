@@ -9,11 +9,12 @@ import os
 import sys
 import tempfile
 import traceback
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
+from lissome.version import VERSION
 
 USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """Base of the errors in how a command was typed; some versions of typer bring their own copy of click, so it is found through typer."""
@@ -26,6 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lissome {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")] = False) -> None:
+    """Makes a model fit the machine you own, and proves it."""
 
 
 @functools.cache

@@ -31,6 +31,7 @@ def distill(
     hidden: Annotated[float, typer.Option(help="Weight of the hidden states.")] = 0.0,
     attention: Annotated[float, typer.Option(help="Weight of the attention relations.")] = 0.0,
     labels: Annotated[float, typer.Option(help="Weight of the hard labels.")] = 0.0,
+    variations: Annotated[float, typer.Option(help="Share of each batch's texts that are altered, each time anew: more to learn from.")] = 0.0,
     freeze_embeddings: Annotated[bool, typer.Option(help="Leave the embeddings as they are.")] = False,
     patience: Annotated[int | None, typer.Option(help="Epochs without progress on validation after which it stops.")] = None,
     spend: Annotated[str | None, typer.Option(help='Time the training may take: "20min".')] = None,
@@ -43,7 +44,8 @@ def distill(
 
     terms = configured(DistillConfig, "distillation", logits=logits, temperature=temperature, hidden=hidden, attention=attention, labels=labels)
     config = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=seconds(spend))
-    settings = configured(DistillTaskConfig, "distillation", terms=terms, train=config, size=size, freeze_embeddings=freeze_embeddings, patience=patience)
+    more = {"variations": variations, "freeze_embeddings": freeze_embeddings, "patience": patience}
+    settings = configured(DistillTaskConfig, "distillation", terms=terms, train=config, size=size, **more)
     with terminal() as progress:
         found = distill_to(out, model, teacher, task, settings, progress=progress)
     if json:

@@ -208,7 +208,8 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     over = shrink.missed(bench, base.floor)
     if over:
         raise CannotHelp(f"Even the smallest shape of the model under {base.option.name} misses {over[0].limit}: {over[0].figure}")
-    check_time(bench, "prune and distil", shrink.EPOCHS * climb.epoch + TABLE_S)
+    epochs = shrink.epochs(bench, shrink.EPOCHS)
+    check_time(bench, "prune and distil", epochs * climb.epoch + TABLE_S)
     begun = time.perf_counter()
     found = shrink.plan(bench, base, climb.probe)
     if found is None:
@@ -216,7 +217,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     smaller, parts, point = found
     step = f"{shrink.words(parts)}, planned for {base.option.name} in {time.perf_counter() - begun:.0f} s ({point.loss:.2g} nats before teaching)"
     climb.shape = Shape(smaller, parts, options, step)
-    return taught_rows(climb, climb.shape, shrink.EPOCHS)
+    return taught_rows(climb, climb.shape, epochs)
 
 
 def distil_longer(climb: Climb) -> list[Row]:
@@ -229,8 +230,9 @@ def distil_longer(climb: Climb) -> list[Row]:
         raise CannotHelp("The smaller shape is likely to keep every limit already")
     if not any(not shrink.missed(climb.bench, row) for row in tried):
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
-    check_time(climb.bench, "longer lessons for the smaller model", shrink.LONG * climb.epoch)
-    return taught_rows(climb, shape, shrink.LONG)
+    epochs = shrink.epochs(climb.bench, shrink.LONG)
+    check_time(climb.bench, "longer lessons for the smaller model", epochs * climb.epoch)
+    return taught_rows(climb, shape, epochs)
 
 
 def int8_by_layer(options: Sequence[Option]) -> list[Option]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from lissome.core.cache import Cache
 from lissome.core.contract import Clause, Contract, Verdict
-from lissome.core.errors import EnvironmentLacks
+from lissome.core.errors import BadTask, EnvironmentLacks
 from lissome.core.manifest import Manifest, ModelInfo, TaskInfo, Tried
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import certify_drop
-from lissome.core.task import Task
+from lissome.core.task import LANGUAGE, Task
 from lissome.data.fingerprint import data_fingerprint
 from lissome.engines.measure import fine_meter
 from lissome.engines.process import EngineFailed
@@ -100,6 +100,13 @@ def prepared(model: Model | nn.Module | str, task: Task | str, contract: Contrac
     progress.stage("reading the model and the task")
     loaded = load_model(model) if isinstance(model, str) else as_model(model)
     known = load_task(task, loaded.directory) if isinstance(task, str) else task
+    if known.kind == LANGUAGE:
+        raise BadTask(
+            "optimize compares every example's outputs, and a language model's are as many as its tokens times its words.",
+            where=known.ref,
+            expected="a task with one answer an example",
+            do="use `lissome sparsify` for its attention, and `lissome pack` for 4-bit weights",
+        )
     return make_bench(loaded, known, contract, identify(), cache, progress, seed)
 
 

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     import torch
 
     from lissome.core.model import Model
+    from lissome.core.task import Task
 
 EPOCHS, LONG = 4, 12
-"""Epochs of the first lessons, and of those that are given when accuracy alone is still missed."""
+"""Epochs of the first lessons, and of those that are given when accuracy alone is still missed; twice as many where each brings other texts."""
+VARIATIONS = 0.7
+"""Share of a batch's texts that are altered. A MiniLM of four narrow blocks, taught sentiment for four epochs: 87.4 % right on validation, 86.8 without."""
 IMPORTANCE_BATCHES = 16
 MENDS = 5
 """How often a plan that turns out too slow or too large is solved again, for limits tightened by what the sum of savings was off."""
@@ -217,20 +220,31 @@ def _share(base: Ground) -> float:
     return typical(base.base.result) / typical(base.original.result)
 
 
-def taught(bench: Bench, smaller: Model, changed: str, parts: tuple[PartChoice, ...], epochs: float, steps: Sequence[str]) -> Variant:
-    """The smaller model after learning from the original for `epochs`, as a variant."""
+def taught(bench: Bench, smaller: Model, changed: str, parts: tuple[PartChoice, ...], length: float, steps: Sequence[str]) -> Variant:
+    """The smaller model after learning from the original for `length` epochs, as a variant."""
     begun = time.perf_counter()
-    model = distil_for_task(smaller, bench.model, bench.task, lesson(bench, epochs), bench.cache, bench.progress)
+    model = distil_for_task(smaller, bench.model, bench.task, lesson(bench, length), bench.cache, bench.progress)
     took = time.perf_counter() - begun
-    note = f"taught by the original for {epochs:g} epochs" + (f", {took / 60:.1f} min" if took > 5 else "")
-    return vary(bench, model, f"{changed}, distilled {epochs:g} epochs", parts, (*steps, note))
+    note = f"taught by the original for {length:g} epochs" + (f", {took / 60:.1f} min" if took > 5 else "")
+    return vary(bench, model, f"{changed}, distilled {length:g} epochs", parts, (*steps, note))
 
 
-def lesson(bench: Bench, epochs: float) -> DistillTaskConfig:
-    """How the smaller model is taught: softened outputs, the states of paired blocks, and the labels."""
+def epochs(bench: Bench, most: int) -> int:
+    """How many epochs EPOCHS or LONG stands for here: altered texts are new each time, so more of them still teach."""
+    return 2 * most if _of_tokens(bench.task) else most
+
+
+def lesson(bench: Bench, length: float) -> DistillTaskConfig:
+    """How the smaller model is taught: softened outputs, the states of paired blocks, and the labels, on texts of which most are altered."""
     terms = DistillConfig(logits=1.0, temperature=2.0, hidden=1.0 if bench.task.variable_length else 0.0, labels=0.3)
-    training = TrainConfig(epochs=epochs, lr=3e-4, precision="auto", seed=bench.seed)
-    return DistillTaskConfig(terms=terms, train=training, freeze_embeddings=bench.task.variable_length)
+    training = TrainConfig(epochs=length, lr=3e-4, precision="auto", seed=bench.seed)
+    variations = VARIATIONS if _of_tokens(bench.task) else 0.0
+    return DistillTaskConfig(terms=terms, train=training, variations=variations, freeze_embeddings=bench.task.variable_length)
+
+
+def _of_tokens(task: Task) -> bool:
+    """Whether a batch is token ids with a mask."""
+    return {"input_ids", "attention_mask"} <= set(task.collate(task.splits["train"].inputs[:1], "longest"))
 
 
 def seconds_per_epoch(bench: Bench) -> float:

@@ -49,8 +49,11 @@ class DistillConfig(Config):
 class DistillTaskConfig(Config):
     """How to distil on a task's train split.
 
-    terms: what is taught. train: how long and how fast. size: examples per batch. freeze_embeddings: what lies before the first block keeps its
-    weights. dropout: probability for the student's dropout layers; None leaves them as they are.
+    terms: what is taught. train: how long and how fast. size: examples per batch.
+    variations: share of a batch's texts that are altered, each time anew, so that the teacher has more to say than what it was fitted to
+    (variations.py); 0 for inputs other than token ids.
+    freeze_embeddings: what lies before the first block keeps its weights. dropout: probability for the student's dropout layers; None leaves them as
+    they are.
     evaluate_every: steps between looks at the validation score; None means after each epoch. The best weights seen are kept. patience: looks
     without progress before it stops; None means never.
     """
@@ -58,6 +61,7 @@ class DistillTaskConfig(Config):
     terms: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig(epochs=3, lr=2e-4, precision="auto")
     size: int = Field(default=32, ge=1)
+    variations: float = Field(default=0.0, ge=0, le=1)
     freeze_embeddings: bool = False
     dropout: float | None = Field(default=0.0, ge=0, lt=1)
     evaluate_every: int | None = Field(default=None, ge=1)

@@ -12,13 +12,14 @@ from typing import Any
 
 from lissome.compress.distill.config import DistillTaskConfig
 from lissome.compress.distill.run import distill
+from lissome.compress.distill.variations import Varied
 from lissome.core.cache import Cache, check_out, digest, disk_errors
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
 from lissome.data import load_task
 from lissome.nn.load import load_model, save_model
-from lissome.train.batches import Batches
+from lissome.train.batches import Batches, Ordered
 from lissome.train.callbacks import KeepBest
 from lissome.train.finetune import depths, dropout, named, score_of, trained_once, with_head
 from lissome.train.loop import TrainResult
@@ -91,7 +92,10 @@ def distill_to(
 
 def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig, empty: Path, checkpoints: Path, cache: Cache, progress: Progress) -> None:
     """Distil and write the result into the folder `empty`."""
-    batches = Batches(task, "train", config.size, seed=config.train.seed)
+    batches: Ordered = Batches(task, "train", config.size, seed=config.train.seed)
+    terms = config.terms
+    if config.variations:  # what is said of a text that never comes again need not be kept
+        batches, terms = Varied(batches, config.variations, config.train.seed), terms.model_copy(update={"cache_mb": 0.0})
     held = dataclasses.replace(student, module=copy.deepcopy(student.module))
     depth, _ = depths(held.module)
     kept: dict[str, Any] = {}
@@ -104,7 +108,7 @@ def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig,
         taught = distill(
             held,
             teacher,
-            config.terms,
+            terms,
             batches,
             config.train,
             validate=lambda module: score_of(module, task),

@@ -74,6 +74,7 @@ def seen(selection: Selection, rows: torch.Tensor) -> torch.Tensor:
     return whole > 0
 
 
+@torch.no_grad()
 def oracle_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     """A block's score is the attention that the tile's queries pay its keys that are not shown yet, summed: what no scorer can beat. It computes all pairs."""
     assert sight.q is not None
