@@ -9,7 +9,7 @@ from lissome.core.errors import BadInput
 from lissome.nn.attention.in_transformers import use
 from lissome.nn.attention.written import parse
 
-DENSE, WINDOW, RANDOM, OURS, ORACLE = "dense", "window alone", "random blocks", "pooled keys", "oracle"
+DENSE, WINDOW, RANDOM, POOLED, OURS, ORACLE = "dense", "window alone", "random blocks", "pooled keys", "leading query", "oracle"
 Ways = dict[str, str | None]
 
 
@@ -23,7 +23,8 @@ def ways(window: int, blocks: int, sink: int, more: Sequence[str] = ()) -> Ways:
         DENSE: None,
         WINDOW: near.replace(f"window({window})", f"window({window + 64 * blocks})"),
         RANDOM: f"{near} | top_blocks({blocks}, random_blocks)",
-        OURS: f"{near} | top_blocks({blocks})",
+        POOLED: f"{near} | top_blocks({blocks})",
+        OURS: f"{near} | top_blocks({blocks}, leading_query)",
     }
     for one in more:
         name, equals, text = one.partition("=")

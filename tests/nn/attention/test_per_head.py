@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from lissome.nn.attention import algebra
+from lissome.nn.attention.attend import attend
 from lissome.nn.attention.in_transformers import listening, use
 from lissome.nn.attention.patterns import Sight, causal, limited, select
 from lissome.nn.attention.written import parse
@@ -92,6 +93,21 @@ def test_an_encoder_that_does_not_number_its_layers():
         torch.testing.assert_close(use(model, [None, "everything()"])(ids).logits, dense, atol=2e-5, rtol=2e-5)
     assert heard == [(0, False, None), (1, False, None)]
     assert not torch.equal(use(model, [None, "window(5)"])(ids).logits, dense)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "auto"])
+def test_autocast_changes_nothing_inside(backend):
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, 150, 8, generator=draw, requires_grad=True) for _ in range(3)]
+    pattern = parse("window(20) | top_blocks(1, leading_query)")
+
+    def run(cast: bool) -> list[torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            out = attend(*inputs, select(pattern, Sight(150, 150, heads=2, q=inputs[0], k=inputs[1])), backend=backend)
+            return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    for plain, cast in zip(run(False), run(True), strict=True):
+        assert torch.equal(plain, cast)
 
 
 def test_autocast_in_a_model_that_normalises_its_queries():

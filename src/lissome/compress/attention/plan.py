@@ -57,7 +57,7 @@ def candidates(causal: bool, longest: int) -> tuple[str, ...]:
     ways = 1 if causal else 2
     also = "" if causal else " | from_first(1)"
     found = [(ways * width + SINKS, f"window({width}) | sink({SINKS}){also}") for width in WIDTHS]
-    found += [(ways * width + SINKS + TILE * count, f"window({width}) | sink({SINKS}){also} | top_blocks({count})") for width, count in CHOSEN]
+    found += [(ways * width + SINKS + TILE * count, f"window({width}) | sink({SINKS}){also} | top_blocks({count}, leading_query)") for width, count in CHOSEN]
     return (*(text for wide, text in sorted(found) if wide < longest), DENSE)
 
 

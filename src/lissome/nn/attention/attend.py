@@ -39,7 +39,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selecti
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     way = _way(q, k, v, selection, backend)
     whole = _WHOLE.get(way)
-    out = whole(q, k, v, selection, scale) if whole else _Attend.apply(q, k, v, selection, scale, way)  # type: ignore[no-untyped-call]
+    with torch.autocast(q.device.type, enabled=False):  # a backend chooses its own precision
+        out = whole(q, k, v, selection, scale) if whole else _Attend.apply(q, k, v, selection, scale, way)  # type: ignore[no-untyped-call]
     if not torch.isfinite(out.detach().sum()) and not torch.isfinite(out.detach()).all():
         raise BadTensor(f"the result is not finite: q {_told(q)}, k {_told(k)} or v {_told(v)} holds NaN or infinity, or their products overflow")
     return out
@@ -74,7 +75,8 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         selection, scale, backend = ctx.how
-        found = _BACKWARD[backend](grad, q, k, v, out, lse, selection, scale)
+        with torch.autocast(q.device.type, enabled=False):
+            found = _BACKWARD[backend](grad, q, k, v, out, lse, selection, scale)
         return *(one.to(given.dtype) for one, given in zip(found, (q, k, v), strict=True)), None, None, None
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from lissome.core.errors import BadConfig, BadTensor
 from lissome.kernels.attention.selection import TILE, blocks_of
-from lissome.nn.attention.chosen import hidden, leading, real
+from lissome.nn.attention.chosen import hidden, leading, once_a_tile, real
 from lissome.nn.attention.mass import block_mass, left
 from lissome.nn.attention.sight import Sight
 
@@ -67,12 +67,10 @@ class Indexer(nn.Module):
 
         Raises BadTensor for queries or keys that are not of the layer it was made for.
         """
+        return once_a_tile(self, queries, sight, lambda: self._of_tiles(queries, sight))
+
+    def _of_tiles(self, queries: torch.Tensor, sight: Sight) -> torch.Tensor:
         assert sight.k is not None
-        tile, lead = divmod(sight.offset, TILE)
-        kept = sight.known if queries.shape[2] == 1 and (sight.first is not None or not lead) else None
-        if kept is not None and kept.get("scored", (None, None))[:2] == (self, tile):  # a decoder in a tile: the same query, and the same blocks before it
-            known: torch.Tensor = kept["scored"][2]
-            return known
         made, found = (self.heads, self.kv_heads, self.dim), (queries.shape[1], sight.k.shape[1], queries.shape[3])
         if made != found:
             said = [f"{heads} heads and {kv_heads} key heads of {dim}" for heads, kv_heads, dim in (made, found)]
@@ -83,10 +81,7 @@ class Indexer(nn.Module):
         step = q.shape[2]
         if not torch.is_grad_enabled():
             step = max(1, FLOATS // max(1, q.shape[0] * self.heads * self.index_heads * small.shape[2] * small.shape[3]))
-        scores = torch.cat([self._scores(part, small, absent) for part in torch.split(q, max(1, step), 2)], 2)
-        if kept is not None:
-            kept["scored"] = self, tile, scores
-        return scores
+        return torch.cat([self._scores(part, small, absent) for part in torch.split(q, max(1, step), 2)], 2)
 
     def small(self, keys: torch.Tensor) -> torch.Tensor:
         """Small keys [batch, kv_heads, blocks, 64 / span, index_dim] of keys [batch, kv_heads, keys, dim]."""

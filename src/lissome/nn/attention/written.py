@@ -28,6 +28,7 @@ MAKERS: dict[str, Callable[..., Pattern]] = {
 }
 SCORERS: dict[str, Callable[..., object]] = {
     "pooled_keys": chosen.pooled_keys,
+    "leading_query": chosen.leading_query,
     "random_blocks": chosen.random_blocks,
     "oracle_blocks": mass.oracle_blocks,
     "indexer": indexer.indexer,
