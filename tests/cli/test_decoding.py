@@ -20,6 +20,15 @@ def test_text_is_printed_and_json_says_why_it_ended(model, capsys):
     assert found["reason"] in ("length", "stop") and 0 <= found["tokens"] <= 5
 
 
+def test_drafts_leave_the_text_as_it_is(model, capsys):
+    words = ["generate", model, "--prompt", "the man", "--max-tokens", "8", "--json"]
+    assert run(words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run([*words, "--draft-layers", "1", "--draft-tokens", "3", "--draft-head", "64"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == plain["text"] and 0 <= found["accepted"] <= found["drafted"]
+
+
 def test_a_packed_model_chats(model, tmp_path, capsys):
     assert run(["pack", model, "--out", str(tmp_path / "packed")]) == 0
     assert run(["chat", str(tmp_path / "packed"), "--message", "hi", "--message", "and", "--max-tokens", "3"]) == 0
@@ -41,6 +50,8 @@ def test_speed_is_printed(model, capsys):
         (["generate", "MODEL", "--prompt", "aaaa", "--context", "2"], "the prompt has 4 tokens, and there is room for 2"),
         (["generate", "MODEL", "--prompt", "a", "--top-p", "1.5"], "--top-p"),
         (["generate", "MODEL", "--prompt", "a", "--overflow", "wrap"], '"wrap" is not offered'),
+        (["generate", "MODEL", "--prompt", "a", "--draft-layers", "2"], "2 layers cannot draft for a model of 2"),
+        (["generate", "MODEL", "--prompt", "a", "--draft-layers", "1", "--draft-tokens", "9"], "--draft-tokens"),
         (["generate", "nowhere.gguf", "--prompt", "a"], 'no decoder at "nowhere.gguf"'),
         (["bench-decode", "MODEL", "--prompt-tokens", "1000"], "room for 1128 tokens, but positions for 256"),
     ],

@@ -283,7 +283,7 @@ def test_the_command_line_is_frozen():
             "--task",
             "--train",
         ],
-        "generate": sorted([*drawn, "--json", "--overflow", "--prompt"]),
+        "generate": sorted([*drawn, "--draft-head", "--draft-layers", "--draft-tokens", "--json", "--overflow", "--prompt"]),
         "chat": sorted([*drawn, "--message", "--system"]),
         "bench-decode": ["--batch", "--json", "--prompt-tokens", "--rounds", "--threads", "--tokens"],
         "pack": ["--out"],

@@ -47,19 +47,25 @@ def generate(
     context: Context = None,
     overflow: OverflowOption = "stop",
     threads: Threads = None,
+    draft_layers: Annotated[int | None, typer.Option(min=1, help="Draft with the first layers and check with all of them: the same text, sooner.")] = None,
+    draft_tokens: Annotated[int, typer.Option(min=1, max=7, help="With --draft-layers: tokens drafted before each check.")] = 4,
+    draft_head: Annotated[int | None, typer.Option(min=2, help="With --draft-layers: choose drafts among the first so many tokens of the vocabulary.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Go on from a text, and print what follows as it comes."""
     from lissome.engines.decoding.engine import open_engine
+    from lissome.engines.decoding.speculative import Drafting
     from lissome.engines.decoding.text import Spoken
     from lissome.engines.decoding.text import generate as pieces
 
     sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
+    drafting = None if draft_layers is None else configured(Drafting, "drafting", layers=draft_layers, tokens=draft_tokens, head=draft_head)
     engine, spoken = open_engine(model, capacity=context, threads=threads), Spoken()
-    coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=_overflow(overflow), spoken=spoken)
+    coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=_overflow(overflow), spoken=spoken, drafting=drafting)
     text = _spoken(coming, quiet=json)
     if json:
-        emit_json({"text": text, "tokens": len(spoken.tokens), "reason": spoken.reason})
+        drafts = {"drafted": spoken.drafts.drafted, "accepted": spoken.drafts.accepted} if spoken.drafts else {}
+        emit_json({"text": text, "tokens": len(spoken.tokens), "reason": spoken.reason} | drafts)
 
 
 def chat(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lissome.core.errors import EnvironmentLacks
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

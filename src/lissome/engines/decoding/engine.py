@@ -12,6 +12,7 @@ import torch
 from lissome.core.cache import check_out
 from lissome.core.errors import BadInput, BadModel
 from lissome.kernels.decoder.native import Decoder, Pool, Weights
+from lissome.kernels.decoder.packed import Packed
 from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
 from lissome.nn.decoder.folder import DESCRIPTION, TOKENIZER, About, is_decoder, load_decoder, save_decoder
@@ -72,6 +73,13 @@ class Engine:
         rows = len(tokens)
         given = Batch(torch.tensor(tokens), torch.full((rows,), slot), torch.arange(start, start + rows), torch.tensor([rows - 1]))
         return self.step(given)[0]
+
+    def part(self, first: int, last: int, head: Packed | None = None) -> Decoder | Reference:
+        """Layers [first, last) alone, over the same weights, keys and values; head: one of its own. Raises BadInput for layers that do not exist."""
+        layers = len(self.weights.layers)
+        if not 0 <= first < last <= layers:
+            raise BadInput(f"there are no layers {first} to {last}: the model has {layers}", expected=f"0 <= first < last <= {layers}")
+        return self._decoder.part(first, last, head)
 
     def ends(self) -> set[int]:
         """Tokens after which nothing follows."""

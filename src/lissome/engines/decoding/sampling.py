@@ -36,17 +36,38 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor, seen: Sequence[int] = ()) -> int:
         """The next token, from logits [vocabulary]; seen: what stands before it. Raises BadModel where the logits are not finite."""
-        if not torch.isfinite(logits).all():
-            raise BadModel("its logits are not finite", do="check the weights: lissome cannot go on from NaN or infinity")
+        self.check(logits)
         config = self.config
-        if config.repetition_penalty > 1 and len(seen):
-            logits = logits.clone()
-            at = torch.tensor(sorted(set(seen)))
-            logits[at] = torch.where(logits[at] > 0, logits[at] / config.repetition_penalty, logits[at] * config.repetition_penalty)
+        logits = self.penalised(logits, seen)
         if config.temperature == 0:
             return int(logits.argmax())
         order, probabilities = _shortlist(logits / config.temperature, config)
         return int(order[torch.multinomial(probabilities, 1, generator=self.generator)])
+
+    def check(self, logits: torch.Tensor) -> None:
+        """Raise BadModel where logits are not finite."""
+        if not torch.isfinite(logits).all():
+            raise BadModel("its logits are not finite", do="check the weights: lissome cannot go on from NaN or infinity")
+
+    def penalised(self, logits: torch.Tensor, seen: Sequence[int]) -> torch.Tensor:
+        """Logits [vocabulary] after the repetition penalty."""
+        penalty = self.config.repetition_penalty
+        if penalty == 1 or not len(seen):
+            return logits
+        logits = logits.clone()
+        at = torch.tensor(sorted(set(seen)))
+        logits[at] = torch.where(logits[at] > 0, logits[at] / penalty, logits[at] * penalty)
+        return logits
+
+    def probabilities(self, logits: torch.Tensor, seen: Sequence[int] = ()) -> torch.Tensor:
+        """What `draw` draws from: the probability of every token [vocabulary], float64; one token has all of it at temperature 0."""
+        config, logits = self.config, self.penalised(logits, seen)
+        if config.temperature == 0:
+            return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
+        if config.top_k is None and config.top_p is None and config.min_p is None:
+            return (logits / config.temperature).double().softmax(0)
+        order, kept = _shortlist(logits / config.temperature, config)
+        return torch.zeros(len(logits), dtype=torch.float64).index_put((order,), kept / kept.sum())
 
 
 def _shortlist(logits: torch.Tensor, config: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Literal
 from lissome.core.errors import BadConfig, BadInput
 from lissome.engines.decoding.engine import Engine
 from lissome.engines.decoding.sampling import Sampler, Sampling
+from lissome.engines.decoding.speculative import Drafting, Speculative
 
 Overflow = Literal["stop", "slide"]
 """When a sequence fills its room: end there, or forget its older half and go on."""
@@ -16,18 +17,27 @@ Overflow = Literal["stop", "slide"]
 
 @dataclass
 class Spoken:
-    """What has come so far. tokens: generated ones; reason: why it ended: "stop", "length", "room" or ""."""
+    """What has come so far. tokens: generated ones; reason: why it ended: "stop", "length", "room" or "". drafts: how drafting went, if any."""
 
     tokens: list[int] = field(default_factory=list)
     reason: str = ""
+    drafts: Speculative | None = None
 
 
 def generate(
-    engine: Engine, prompt: str, sampling: Sampling, *, most: int = 256, stop: Sequence[str] = (), overflow: Overflow = "stop", spoken: Spoken | None = None
+    engine: Engine,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    most: int = 256,
+    stop: Sequence[str] = (),
+    overflow: Overflow = "stop",
+    spoken: Spoken | None = None,
+    drafting: Drafting | None = None,
 ) -> Iterator[str]:
     """Pieces of text that follow `prompt`, as they come.
 
-    most: tokens at the most. stop: texts that end it, not given out themselves. spoken: filled on the way.
+    most: tokens at the most. stop: texts that end it, not given out themselves. spoken: filled on the way. drafting: by the model's own early layers.
     Raises BadInput for a prompt without tokens or longer than the room.
     """
     tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
@@ -38,12 +48,16 @@ def generate(
     if len(tokens) > engine.capacity:
         raise BadInput(f"the prompt has {len(tokens):,} tokens, and there is room for {engine.capacity:,}", do="shorten it, or give --context more")
     spoken = spoken if spoken is not None else Spoken()
-    return _pieces(engine, tokens, Sampler(sampling), most, tuple(stop), overflow, spoken)
+    sampler = Sampler(sampling)
+    spoken.drafts = Speculative(engine, sampler, drafting) if drafting else None
+    return _pieces(engine, tokens, spoken.drafts or sampler, most, tuple(stop), overflow, spoken)
 
 
-def _pieces(engine: Engine, tokens: list[int], sampler: Sampler, most: int, stop: tuple[str, ...], overflow: Overflow, spoken: Spoken) -> Iterator[str]:
-    ends, text = engine.ends(), _Text(engine, stop)
-    logits = engine.read(tokens)
+def _pieces(
+    engine: Engine, tokens: list[int], sampler: Sampler | Speculative, most: int, stop: tuple[str, ...], overflow: Overflow, spoken: Spoken
+) -> Iterator[str]:
+    ends, text, reader = engine.ends(), _Text(engine, stop), spoken.drafts or engine
+    logits = reader.read(tokens)
     kept = list(tokens)
     while len(spoken.tokens) < most:
         token = sampler.draw(logits, kept)
@@ -63,9 +77,9 @@ def _pieces(engine: Engine, tokens: list[int], sampler: Sampler, most: int, stop
                 spoken.reason = "room"
                 break
             kept = kept[-(engine.capacity // 2) :]
-            logits = engine.read(kept)
+            logits = reader.read(kept)
         else:
-            logits = engine.read([token], start=len(kept) - 1)
+            logits = reader.read([token], start=len(kept) - 1)
     else:
         spoken.reason = "length"
     rest = text.rest()

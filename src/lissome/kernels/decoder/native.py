@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,30 +85,48 @@ class Weights:
 class Decoder:
     """The kernel with its weights, and room for the keys and values of `slots` sequences of up to `capacity` tokens.
 
-    half: keep keys and values in bfloat16 rather than float32.
+    half: keep keys and values in bfloat16 rather than float32. kept: keys and values that another decoder has made room for.
     """
 
-    def __init__(self, weights: Weights, slots: int, capacity: int, pool: Pool, half: bool = True) -> None:
+    def __init__(
+        self, weights: Weights, slots: int, capacity: int, pool: Pool, half: bool = True, kept: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
         if capacity > weights.cosine.shape[0]:
             raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
         self.weights, self.slots, self.capacity, self.pool = weights, slots, capacity, pool
         shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
-        self.keys, self.values = (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+        self.half = half
+        self.keys, self.values = kept or (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
         self._held: list[Any] = []  # what the structure points to
         self._given = self._structure(half)
 
-    def step(self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def part(self, first: int, last: int, head: Packed | None = None) -> Decoder:
+        """Layers [first, last) over the same weights, keys and values; head: one of its own, whose rows its logits are of. 0 <= first < last <= layers."""
+        weights = dataclasses.replace(self.weights, layers=self.weights.layers[first:last], head=head or self.weights.head)
+        return Decoder(weights, self.slots, self.capacity, self.pool, self.half, (self.keys[first:last], self.values[first:last]))
+
+    def step(
+        self,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        wanted: torch.Tensor,
+        begin: torch.Tensor | None = None,
+        end: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read.
 
         tokens, slots, positions: [rows] int32, a token each, the sequence it is of and its place there; rows of a sequence are neighbours, in rising order.
+        begin: states [rows, hidden] float32 that the rows have before the first layer, in place of embeddings; end: room for those after the last.
         """
         rows = [one.to(torch.int32).contiguous() for one in (tokens, slots, positions, wanted)]
-        logits = torch.empty(len(wanted), self.weights.embedding.rows)
+        states = [None if one is None else ctypes.c_void_p(_states(one, len(tokens), self.weights.embedding.columns).data_ptr()) for one in (begin, end)]
+        logits = torch.empty(len(wanted), self.weights.head.rows)
         pointers = [ctypes.c_void_p(one.data_ptr()) for one in (*rows, logits)]
-        call = library().loaded().lissome_decoder_step
+        call = library().loaded().lissome_decoder_part
         lengths = ctypes.c_int64(len(tokens)), ctypes.c_int64(len(wanted))
-        code = call(ctypes.byref(self._given), self.pool.handle, lengths[0], *pointers[:3], lengths[1], *pointers[3:])
-        _check(code, "lissome_decoder_step")
+        code = call(ctypes.byref(self._given), self.pool.handle, lengths[0], *pointers[:3], lengths[1], *pointers[3:], *states)
+        _check(code, "lissome_decoder_part")
         return logits
 
     def _structure(self, half: bool) -> _Decoder:
@@ -147,6 +166,12 @@ def multiply(matrix: Packed, x: torch.Tensor, pool: Pool) -> torch.Tensor:
 
 def _matrix(packed: Packed) -> _Matrix:
     return _Matrix(packed.rows, packed.columns, packed.bits, packed.group, packed.data.data_ptr())
+
+
+def _states(states: torch.Tensor, rows: int, hidden: int) -> torch.Tensor:
+    if states.shape != (rows, hidden) or states.dtype != torch.float32 or not states.is_contiguous():
+        raise BadInput(f"states {list(states.shape)} of {states.dtype} are not those of {rows} rows", expected=f"[{rows}, {hidden}] float32, contiguous")
+    return states
 
 
 def _check(code: int, name: str) -> None:

@@ -5,6 +5,7 @@ A weight is scale * code + offset, with codes 0..15 or -128..127 and scale and o
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,6 +109,14 @@ def unpack(packed: Packed) -> torch.Tensor | Codes:
     codes = (words[..., None] >> torch.arange(32 // bits) * bits) & (1 << bits) - 1
     codes = codes.reshape(tiles * ROWS, -1)[: packed.rows]
     return Codes(codes.to(torch.uint8) if bits == 4 else codes.to(torch.uint8).view(torch.int8), heads[0].contiguous(), heads[1].contiguous())
+
+
+def chosen_rows(packed: Packed, rows: torch.Tensor) -> Packed:
+    """The rows [n] int64 of a matrix as a matrix of their own; nothing is rounded."""
+    found = unpack(packed)
+    if isinstance(found, torch.Tensor):
+        return pack(found[rows])
+    return pack(dataclasses.replace(found, codes=found.codes[rows], scale=found.scale[rows], offset=found.offset[rows]))
 
 
 def _tiled(weights: torch.Tensor) -> torch.Tensor:

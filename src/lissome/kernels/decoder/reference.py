@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch.nn import functional
 
@@ -12,20 +14,37 @@ from lissome.kernels.decoder.packed import Packed, unpack
 class Reference:
     """As `native.Decoder`, one row after the other."""
 
-    def __init__(self, weights: Weights, slots: int, capacity: int, half: bool = True) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, slots: int, capacity: int, half: bool = True, kept: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+        self.weights, self.slots, self.capacity, self.half = weights, slots, capacity, half
         shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
-        self.keys, self.values = (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+        self.keys, self.values = kept or (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
 
-    def step(self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def part(self, first: int, last: int, head: Packed | None = None) -> Reference:
+        """Layers [first, last) over the same weights, keys and values."""
+        weights = dataclasses.replace(self.weights, layers=self.weights.layers[first:last], head=head or self.weights.head)
+        return Reference(weights, self.slots, self.capacity, self.half, (self.keys[first:last], self.values[first:last]))
+
+    def step(
+        self,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        wanted: torch.Tensor,
+        begin: torch.Tensor | None = None,
+        end: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read."""
-        states = [self._row(int(token), int(slot), int(position)) for token, slot, position in zip(tokens, slots, positions, strict=True)]
+        first = dense(self.weights.embedding)[tokens.long()] if begin is None else begin
+        states = [self._row(row, int(slot), int(position)) for row, slot, position in zip(first, slots, positions, strict=True)]
+        for at, state in enumerate(states if end is not None else ()):
+            end[at] = state  # type: ignore[index]
+        if not len(wanted):
+            return torch.empty(0, self.weights.head.rows)
         last = torch.stack([states[int(row)] for row in wanted])
         return functional.rms_norm(last, last.shape[1:], self.weights.norm.float(), self.weights.epsilon) @ dense(self.weights.head).T
 
-    def _row(self, token: int, slot: int, position: int) -> torch.Tensor:
+    def _row(self, state: torch.Tensor, slot: int, position: int) -> torch.Tensor:
         w = self.weights
-        state = dense(w.embedding)[token]
         for at, layer in enumerate(w.layers):
             m = layer.matrices
             x = functional.rms_norm(state, state.shape, layer.attention_norm.float(), w.epsilon)

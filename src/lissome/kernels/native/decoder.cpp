@@ -35,7 +35,7 @@ bool sensible(const lissome_decoder &d) {
     if (d.layers < 0 || d.heads < 1 || d.kv_heads < 1 || d.heads % d.kv_heads || d.dim < 16 || d.dim % 16 || d.dim > LISSOME_DIM_MAX || d.slots < 1 ||
         d.capacity < 1 || !d.keys || !d.values)
         return false;
-    if (!sensible(d.embedding, d.vocabulary, d.hidden) || !sensible(d.head, d.vocabulary, d.hidden)) return false;
+    if (!sensible(d.embedding, d.vocabulary, d.hidden) || !sensible(d.head, d.head.rows, d.hidden)) return false;
     for (int64_t i = 0; i < d.layers; i++) {
         const lissome_layer &l = d.layer[i];
         if (!sensible(l.q, d.heads * d.dim, d.hidden) || !sensible(l.k, d.kv_heads * d.dim, d.hidden) || !sensible(l.v, d.kv_heads * d.dim, d.hidden) ||
@@ -64,10 +64,15 @@ void lissome_pool_free(lissome_pool *pool) { delete pool; }
 
 int lissome_decoder_step(const lissome_decoder *decoder, lissome_pool *pool, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
                          int64_t wanted, const int32_t *which, float *logits) {
+    return lissome_decoder_part(decoder, pool, rows, token, slot, position, wanted, which, logits, nullptr, nullptr);
+}
+
+int lissome_decoder_part(const lissome_decoder *decoder, lissome_pool *pool, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
+                         int64_t wanted, const int32_t *which, float *logits, const float *begin, float *end) {
     if (!sensible(*decoder) || !sensible(*decoder, rows, token, slot, position, wanted, which)) return 1;
     if (!rows) return 0;
     try {
-        const Rows given{rows, token, slot, position, wanted, which, logits};
+        const Rows given{rows, token, slot, position, wanted, which, logits, begin, end};
         AS_HERE(step(*decoder, pool->team, given));
     } catch (const std::bad_alloc &) {
         return 2;

@@ -152,8 +152,17 @@ static void gated(const Step &s, int thread) {
 }
 
 static void embedded(const Step &s, int thread) {
+    for (long r = share(s.rows, thread, s.pool.size()); r < share(s.rows, thread + 1, s.pool.size()); r++) {
+        if (s.given.begin) __builtin_memcpy(s.state + r * s.wide, s.given.begin + r * s.d.hidden, sizeof(float) * s.d.hidden);
+        else row_of(s.d.embedding, s.given.token[r], s.state + r * s.wide);
+    }
+}
+
+// What this thread's rows are after the last layer, whose addition is still to be made.
+static void left(const Step &s, int thread) {
+    const long hidden = s.d.hidden;
     for (long r = share(s.rows, thread, s.pool.size()); r < share(s.rows, thread + 1, s.pool.size()); r++)
-        row_of(s.d.embedding, s.given.token[r], s.state + r * s.wide);
+        for (long i = 0; i < hidden; i++) s.given.end[r * hidden + i] = s.state[r * s.wide + i] + (s.d.layers ? s.added[r * s.wide + i] : 0.f);
 }
 
 // Rows that are wanted, one after the other: into `normed`.
@@ -191,6 +200,7 @@ static void stages(Step &s, int thread, const std::vector<Run> &runs, const std:
         times(s, thread, l.down, s.rows, s.gate, s.ffn_wide, s.added, s.wide);
         s.pool.barrier();
     }
+    if (s.given.end) left(s, thread);
     if (!s.given.wanted) return;
     norm(s, thread, d.norm, d.layers > 0);
     s.pool.barrier();
@@ -211,12 +221,12 @@ struct Room {
 INLINE long up_to(long width, long whole) { return (width + whole - 1) / whole * whole; }
 
 static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
-    const long rows = given.count, threads = pool.size(), vocabulary = up_to(d.vocabulary, LISSOME_ROWS);
+    const long rows = given.count, threads = pool.size(), vocabulary = up_to(d.head.rows, LISSOME_ROWS);
     Step s{d, pool, given};
     s.rows = rows, s.wide = up_to(d.hidden, 16), s.q_wide = up_to(d.heads * d.dim, 16), s.kv_wide = up_to(d.kv_heads * d.dim, 16), s.ffn_wide = up_to(d.ffn, 16);
     const long widest = s.wide > s.ffn_wide ? (s.wide > s.q_wide ? s.wide : s.q_wide) : (s.ffn_wide > s.q_wide ? s.ffn_wide : s.q_wide);
     s.sums_each = FEW * widest / LISSOME_GROUP_MIN + 16;
-    const bool padded = vocabulary != d.vocabulary;
+    const bool padded = vocabulary != d.head.rows;
     struct Part {
         float **at;
         long floats;
@@ -241,7 +251,7 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     s.tiles = (char *)tiles.at;
     float *to = padded ? logits : given.logits;
     pool.run([&](int thread) { stages(s, thread, runs, causal, last, to, vocabulary); });
-    for (long i = 0; padded && i < given.wanted; i++) __builtin_memcpy(given.logits + i * d.vocabulary, to + i * vocabulary, sizeof(float) * d.vocabulary);
+    for (long i = 0; padded && i < given.wanted; i++) __builtin_memcpy(given.logits + i * d.head.rows, to + i * vocabulary, sizeof(float) * d.head.rows);
 }
 
 static void multiply(const lissome_matrix &m, Pool &pool, long n, const float *x, float *y) {

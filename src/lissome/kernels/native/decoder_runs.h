@@ -5,13 +5,15 @@
 #include "attention_tile.h"
 #include "decoder.h"
 
-// What a step is given; see lissome_decoder_step.
+// What a step is given; see lissome_decoder_step and lissome_decoder_part.
 struct Rows {
     int64_t count;
     const int32_t *token, *slot, *position;
     int64_t wanted;
     const int32_t *which;
     float *logits;
+    const float *begin;  // [count, hidden], or null
+    float *end;
 };
 
 // Rows of one sequence that follow one another.
