@@ -208,7 +208,7 @@ def test_a_copy_has_flows_of_its_own():
 class TestLayerDropout:
     def test_rates_rise_with_the_depth(self):
         assert dropout_rates(3, 0.4) == pytest.approx([0, 0.4 * (2**0.5 - 1), 0.4])
-        with pytest.raises(BadInput, match="layer dropout of 1.0 is out of range"):
+        with pytest.raises(BadInput, match=r"layer dropout of 1\.0 is out of range"):
             dropout_rates(3, 1.0)
 
     def test_a_row_that_skips_a_block_passes_it_unchanged_and_gives_it_no_gradient(self):

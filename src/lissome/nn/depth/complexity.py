@@ -55,8 +55,7 @@ class Complexity(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Complexity [n] in [0, 1]."""
-        standard = (self.figures(ids, mask) - self.mean) / self.deviation.clamp(min=1e-6)
-        return torch.sigmoid(standard @ self.weight + self.bias)
+        return torch.sigmoid((self.figures(ids, mask) - self.mean) / self.deviation @ self.weight + self.bias)
 
     def spec(self) -> dict[str, Any]:
         """What it is built from."""
@@ -75,13 +74,15 @@ def fit_complexity(texts: Sequence[Sequence[int]], tokens: Sequence[str], hard: 
     made.table.copy_(_table(texts, tokens))
     figures = torch.cat([made.figures(torch.tensor([list(text) or [0]])) for text in texts])
     made.mean.copy_(figures.mean(0))
-    made.deviation.copy_(figures.std(0))
-    standard = (figures - made.mean) / made.deviation.clamp(min=1e-6)
+    spread = figures.std(0)
+    told = spread > 1e-6  # a figure that is the same for all texts says nothing, and must not where a text differs later
+    made.deviation.copy_(torch.where(told, spread, 1.0))
+    standard = (figures - made.mean) / made.deviation
     if hard is None or len(np.unique(hard)) < 2:
-        made.weight.fill_(0.5)
+        made.weight.copy_(0.5 * told)
         return made
     weights = _logistic(torch.cat([standard, torch.ones(len(standard), 1)], 1).double(), torch.as_tensor(hard, dtype=torch.float64), ridge)
-    made.weight.copy_(weights[:4])
+    made.weight.copy_(weights[:4] * told)
     made.bias.copy_(weights[4])
     return made
 
