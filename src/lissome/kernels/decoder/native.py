@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lissome.core.errors import BadInput
+from lissome.kernels.decoder.ffn import ACTIVATIONS, GATED, KINDS, WEIGHINGS, Ffn
 from lissome.kernels.decoder.packed import ROWS, Packed
 from lissome.kernels.library import library
 
@@ -22,8 +23,25 @@ class _Matrix(ctypes.Structure):
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
+class _Experts(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "active")),
+        *((name, ctypes.c_int32) for name in ("sigmoid", "weights")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("bias", "offset")),
+        ("router", _Matrix),
+        *((name, ctypes.POINTER(_Matrix)) for name in GATED),
+    ]
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = [("attention_norm", ctypes.c_void_p), ("ffn_norm", ctypes.c_void_p), *((name, _Matrix) for name in MATRICES)]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "ffn_norm")),
+        *((name, _Matrix) for name in MATRICES),
+        *((name, ctypes.c_int32) for name in ("ffn", "activation")),
+        ("threshold", ctypes.c_float),
+        ("experts", ctypes.POINTER(_Experts)),
+    ]
 
 
 class _Decoder(ctypes.Structure):
@@ -58,11 +76,15 @@ class Pool:
 
 @dataclass(frozen=True)
 class Layer:
-    """One block. attention_norm, ffn_norm: [hidden] float32; matrices: [outputs, inputs] each, by the names in MATRICES."""
+    """One block. attention_norm, ffn_norm: [hidden] float32; matrices: [outputs, inputs] each: q, k, v, o, and what `ffn` names."""
 
     attention_norm: torch.Tensor
     ffn_norm: torch.Tensor
     matrices: Mapping[str, Packed]
+    ffn: Ffn = Ffn()
+
+    def __post_init__(self) -> None:
+        self.ffn.check(self.matrices)
 
 
 @dataclass(frozen=True)
@@ -135,9 +157,11 @@ class Decoder:
         for made, layer in zip(layers, w.layers, strict=False):
             made.attention_norm, made.ffn_norm = self._floats(layer.attention_norm), self._floats(layer.ffn_norm)
             for name in MATRICES:
-                setattr(made, name, _matrix(layer.matrices[name]))
+                if name in layer.matrices:
+                    setattr(made, name, _matrix(layer.matrices[name]))
+            self._put_ffn(made, layer)
         self._held.append(layers)
-        hidden, ffn = w.embedding.columns, w.layers[0].matrices["gate"].rows if w.layers else 0
+        hidden, ffn = w.embedding.columns, max((layer.ffn.neurons(layer.matrices) for layer in w.layers), default=0)
         given = _Decoder(
             len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), layers
         )
@@ -145,6 +169,23 @@ class Decoder:
         given.norm, given.cosine, given.sine = self._floats(w.norm), self._floats(w.cosine), self._floats(w.sine)
         given.keys, given.values = self.keys.data_ptr(), self.values.data_ptr()
         return given
+
+    def _put_ffn(self, made: _Layer, layer: Layer) -> None:
+        ffn, experts = layer.ffn, layer.ffn.experts
+        made.ffn, made.activation, made.threshold = KINDS.index(ffn.kind), ACTIVATIONS.index(ffn.activation), ffn.threshold
+        if experts is None:
+            return
+        given = _Experts(experts.count, experts.active, experts.scores == "sigmoid", WEIGHINGS.index(experts.weights), experts.scale)
+        for name in ("bias", "offset"):
+            tensor: torch.Tensor | None = getattr(experts, name)
+            setattr(given, name, None if tensor is None else self._floats(tensor))
+        given.router = _matrix(layer.matrices["router"])
+        for name in GATED:
+            every = (_Matrix * experts.count)(*(_matrix(layer.matrices[f"experts.{i}.{name}"]) for i in range(experts.count)))
+            self._held.append(every)
+            setattr(given, name, every)
+        self._held.append(given)
+        made.experts = ctypes.pointer(given)
 
     def _floats(self, tensor: torch.Tensor) -> int:
         held = tensor.float().contiguous()
@@ -154,6 +195,8 @@ class Decoder:
 
 def multiply(matrix: Packed, x: torch.Tensor, pool: Pool) -> torch.Tensor:
     """x [n, columns] times the transposed matrix: [n, rows], float32."""
+    if matrix.layout != "tiles":
+        raise BadInput("weights that are laid out by neuron are read by feed-forward parts alone", expected="what `pack` gives")
     if x.ndim != 2 or x.shape[1] != matrix.columns:
         raise BadInput(f"inputs {list(x.shape)} do not fit {matrix.rows} x {matrix.columns} weights", expected=f"[n, {matrix.columns}]")
     x = x.float().contiguous()

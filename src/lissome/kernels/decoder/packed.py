@@ -1,6 +1,7 @@
 """Weight matrices as the kernel reads them, and back: tiles of 16 rows, codes of 4 or 8 bits with a scale and an offset for each group of columns.
 
-A weight is scale * code + offset, with codes 0..15 or -128..127 and scale and offset in half precision; `native/matrix.h` has the layout in bytes.
+A weight is scale * code + offset, with codes 0..15 or -128..127 and scale and offset in half precision; `native/matrix.h` has the layout in bytes. Matrices
+of feed-forward parts that skip neurons are laid out row by row instead (`native/decoder.h`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from lissome.core.errors import BadInput
 
 ROWS = 16
 GROUPS = (32, 64, 128)
+BLOCK = 64
 Bits = Literal[4, 8, 32]
+Layout = Literal["tiles", "neurons"]
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,22 @@ class Packed:
     columns: int
     bits: Bits
     group: int
+    layout: Layout = "tiles"
 
     def __post_init__(self) -> None:
-        expected = packed_bytes(self.rows, self.columns, self.bits, self.group)
+        expected = packed_bytes(self.rows, self.columns, self.bits, self.group, self.layout)
         if self.data.dtype != torch.uint8 or self.data.numel() != expected:
             raise BadInput(f"{self.data.numel():,} bytes cannot be {self.rows} x {self.columns} weights of {self.bits} bits", expected=f"{expected:,} bytes")
 
 
-def packed_bytes(rows: int, columns: int, bits: int, group: int) -> int:
+def packed_bytes(rows: int, columns: int, bits: int, group: int, layout: Layout = "tiles") -> int:
     """Bytes of a packed matrix. Raises BadInput for sizes that the kernel does not take."""
     if bits not in (4, 8, 32) or group not in GROUPS or (bits == 32 and group != GROUPS[0]):
         raise BadInput(f"weights of {bits} bits in groups of {group} are not offered", expected="4 or 8 bits in groups of 32, 64 or 128, or floats")
     if rows < 1 or columns < 1 or columns % group:
         raise BadInput(f"{rows} x {columns} weights cannot be packed in groups of {group}", expected=f"columns a multiple of {group}")
+    if layout == "neurons":
+        return rows * (columns * 4 if bits == 32 else columns // group * 4 + -(-columns // BLOCK) * bits * 8)
     tiles, each = -(-rows // ROWS), group * 64 if bits == 32 else 64 + group * 2 * bits
     return tiles * (columns // group) * each
 
@@ -98,8 +104,37 @@ def _pack_codes(weights: Codes) -> Packed:
     return Packed(torch.cat([first, rest], 2).flatten(), rows, columns, bits, group)
 
 
+def pack_by_neuron(weights: torch.Tensor | Codes) -> Packed:
+    """As `pack`, one row after the other, so that a row can be left unread."""
+    if not isinstance(weights, Codes):
+        rows, columns = weights.shape
+        packed_bytes(rows, columns, 32, GROUPS[0], "neurons")
+        return Packed(weights.detach().float().contiguous().view(torch.uint8).flatten(), rows, columns, 32, GROUPS[0], "neurons")
+    rows, columns = weights.codes.shape
+    bits, group = weights.bits, weights.group
+    packed_bytes(rows, columns, bits, group, "neurons")
+    codes = torch.nn.functional.pad(weights.codes.long() & (1 << bits) - 1, (0, -columns % BLOCK)).view(rows, -1, 4, BLOCK // 4)
+    words = (codes << (torch.arange(4) * bits)[:, None]).sum(2)  # [rows, blocks, 16]
+    narrow = torch.where(words >= 1 << 4 * bits - 1, words - (1 << 4 * bits), words).to(torch.int16 if bits == 4 else torch.int32)
+    parts = [one.contiguous().view(torch.uint8).view(rows, -1) for one in (weights.scale.half(), weights.offset.half(), narrow)]
+    return Packed(torch.cat(parts, 1).flatten(), rows, columns, bits, group, "neurons")
+
+
+def _unpack_by_neuron(packed: Packed) -> torch.Tensor | Codes:
+    rows, columns, bits, heads = packed.rows, packed.columns, packed.bits, packed.columns // packed.group * 2
+    if bits == 32:
+        return packed.data.view(torch.float32).view(rows, columns)
+    whole = packed.data.view(rows, -1)
+    scale, offset = (whole[:, heads * i : heads * (i + 1)].contiguous().view(torch.float16) for i in range(2))
+    words = whole[:, 2 * heads :].contiguous().view(torch.int16 if bits == 4 else torch.int32).int().view(rows, -1, 1, BLOCK // 4)
+    codes = (words >> (torch.arange(4) * bits)[:, None] & (1 << bits) - 1).flatten(1)[:, :columns]
+    return Codes(codes.to(torch.uint8) if bits == 4 else codes.to(torch.uint8).view(torch.int8), scale, offset)
+
+
 def unpack(packed: Packed) -> torch.Tensor | Codes:
     """What was packed."""
+    if packed.layout == "neurons":
+        return _unpack_by_neuron(packed)
     tiles, group, bits = -(-packed.rows // ROWS), packed.group, packed.bits
     if bits == 32:
         return packed.data.view(torch.float32).view(tiles, packed.columns, ROWS).transpose(1, 2).reshape(-1, packed.columns)[: packed.rows]

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch.nn import functional
 
-from lissome.kernels.decoder.native import Weights
+from lissome.kernels.decoder.ffn import Experts
+from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Packed, unpack
 
 
@@ -56,13 +57,48 @@ class Reference:
             seen = ((grouped @ keys.transpose(1, 2)) * w.scale).softmax(-1) @ values
             state = state + dense(m["o"]) @ seen.flatten()
             x = functional.rms_norm(state, state.shape, layer.ffn_norm.float(), w.epsilon)
-            state = state + dense(m["down"]) @ (functional.silu(dense(m["gate"]) @ x) * (dense(m["up"]) @ x))
+            state = state + feed_forward(layer, x)
         return state
 
     def _rotated(self, heads: torch.Tensor, position: int) -> torch.Tensor:
         cosine, sine = self.weights.cosine[position].float(), self.weights.sine[position].float()
         a, b = heads.chunk(2, -1)
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+ACTIVATED = {"silu": functional.silu, "relu": functional.relu, "relu2": lambda x: functional.relu(x).square()}
+
+
+def feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """What a layer's feed-forward part says of one row x [hidden]: every neuron is computed, and those that are to be skipped are set to 0."""
+    m, ffn, act = layer.matrices, layer.ffn, ACTIVATED[layer.ffn.activation]
+    if ffn.experts is not None:
+        index, weight = chosen(ffn.experts, dense(m["router"]) @ x)
+        own = sum(w * _gated(layer, x, f"experts.{i}.") for i, w in zip(index.tolist(), weight, strict=True))
+        return own + _gated(layer, x) if ffn.experts.shared else own
+    if ffn.kind == "gated":
+        return _gated(layer, x)
+    up = dense(m["up"]) @ x
+    asked = act(up) if ffn.kind == "plain" else act(dense(m["gate"]) @ x) * (up if ffn.kind == "product" else 1)
+    spoken = torch.where(asked.abs() <= ffn.threshold, 0, asked * up if ffn.kind == "gate-first" else asked)
+    return spoken @ dense(m["down"])
+
+
+def _gated(layer: Layer, x: torch.Tensor, prefix: str = "") -> torch.Tensor:
+    gate, up, down = (dense(layer.matrices[prefix + name]) for name in ("gate", "up", "down"))
+    return down @ (ACTIVATED[layer.ffn.activation](gate @ x) * (up @ x))
+
+
+def chosen(experts: Experts, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of a row and their weights [active], best first, by the router's logits [count]."""
+    logits = logits if experts.offset is None else logits + experts.offset.float()
+    scores = logits.softmax(-1) if experts.scores == "softmax" else logits.sigmoid()
+    asked = scores if experts.bias is None else scores + experts.bias.float()
+    index = asked.sort(descending=True, stable=True).indices[: experts.active]
+    weight = torch.ones(experts.active) if experts.weights == "ones" else scores[index]
+    if experts.weights == "normalised":
+        weight = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+    return index, experts.scale * weight
 
 
 def dense(matrix: Packed) -> torch.Tensor:

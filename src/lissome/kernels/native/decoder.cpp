@@ -1,6 +1,7 @@
 // A step of the decoder: what is checked before it runs, and which instruction set runs it.
 #include "decoder.h"
 
+#include <cfloat>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -31,6 +32,28 @@ bool sensible(const lissome_matrix &m, int64_t rows, int64_t columns) {
     return m.data && m.rows == rows && m.columns == columns && rows > 0 && columns > 0 && group && columns % m.group == 0 && (coded || m.bits == 32);
 }
 
+bool gated(const lissome_decoder &d, const lissome_matrix &gate, const lissome_matrix &up, const lissome_matrix &down) {
+    const int64_t neurons = gate.rows;
+    return neurons <= d.ffn && sensible(gate, neurons, d.hidden) && sensible(up, neurons, d.hidden) && sensible(down, d.hidden, neurons);
+}
+
+bool sensible_ffn(const lissome_decoder &d, const lissome_layer &l) {
+    if (l.activation < LISSOME_SILU || l.activation > LISSOME_RELU2) return false;
+    if (l.ffn == LISSOME_GATED) return gated(d, l.gate, l.up, l.down);
+    if (l.ffn == LISSOME_GATE_FIRST || l.ffn == LISSOME_PRODUCT || l.ffn == LISSOME_PLAIN) {
+        const int64_t neurons = l.up.rows;
+        return l.threshold >= 0 && neurons <= d.ffn && (l.ffn == LISSOME_PLAIN || sensible(l.gate, neurons, d.hidden)) &&
+               sensible(l.up, neurons, d.hidden) && sensible(l.down, neurons, d.hidden);
+    }
+    if (l.ffn != LISSOME_EXPERTS || !l.experts) return false;
+    const lissome_experts &e = *l.experts;
+    if (e.count < 1 || e.active < 1 || e.active > e.count || e.count > INT32_MAX || !e.gate || !e.up || !e.down) return false;
+    if (e.weights < LISSOME_SCORES || e.weights > LISSOME_ONES || e.router.bits != 32 || !sensible(e.router, e.count, d.hidden)) return false;
+    for (int64_t i = 0; i < e.count; i++)
+        if (e.gate[i].rows != e.gate[0].rows || !gated(d, e.gate[i], e.up[i], e.down[i])) return false;
+    return !l.gate.data || gated(d, l.gate, l.up, l.down);
+}
+
 bool sensible(const lissome_decoder &d) {
     if (d.layers < 0 || d.heads < 1 || d.kv_heads < 1 || d.heads % d.kv_heads || d.dim < 16 || d.dim % 16 || d.dim > LISSOME_DIM_MAX || d.slots < 1 ||
         d.capacity < 1 || !d.keys || !d.values)
@@ -39,8 +62,7 @@ bool sensible(const lissome_decoder &d) {
     for (int64_t i = 0; i < d.layers; i++) {
         const lissome_layer &l = d.layer[i];
         if (!sensible(l.q, d.heads * d.dim, d.hidden) || !sensible(l.k, d.kv_heads * d.dim, d.hidden) || !sensible(l.v, d.kv_heads * d.dim, d.hidden) ||
-            !sensible(l.o, d.hidden, d.heads * d.dim) || !sensible(l.gate, d.ffn, d.hidden) || !sensible(l.up, d.ffn, d.hidden) ||
-            !sensible(l.down, d.hidden, d.ffn))
+            !sensible(l.o, d.hidden, d.heads * d.dim) || !sensible_ffn(d, l))
             return false;
     }
     return true;

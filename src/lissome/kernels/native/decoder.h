@@ -6,13 +6,35 @@
 extern "C" {
 #endif
 
+// Feed-forward parts. GATED: down (act(gate x) * up x). Three kinds skip neurons whose value is at most `threshold` away from zero: GATE_FIRST asks
+// act(gate x), PRODUCT act(gate x) * up x, PLAIN (no gate) act(up x). EXPERTS: each row goes through some experts, gated ones, and the layer's gate, up and
+// down are those of a shared expert, or without data.
+enum { LISSOME_GATED, LISSOME_GATE_FIRST, LISSOME_PRODUCT, LISSOME_PLAIN, LISSOME_EXPERTS };
+enum { LISSOME_SILU, LISSOME_RELU, LISSOME_RELU2 };
+enum { LISSOME_SCORES, LISSOME_NORMALISED, LISSOME_ONES };  // an expert's weight: its score, its share of the chosen ones' scores, 1
+
+// Where neurons are skipped, `down` is transposed [neurons, hidden] and laid out by neuron, and so is `up` [neurons, hidden] for GATE_FIRST. By neuron: rows
+// one after the other; of each, bits 32: floats; bits 4 and 8: the scales of its groups, their offsets (half precision), then for every 64 columns 16 words
+// of 16 or 32 bits, of which word l holds the columns 16c + l in bits 4c or 8c; a last block of 32 columns has words for 64.
+typedef struct {
+    int64_t count, active;
+    int32_t sigmoid, weights;   // scores: softmax over all, or sigmoid of each; how the chosen ones weigh
+    float scale;                // of the weights
+    const float *bias, *offset; // [count] or none: added to the scores for choosing alone; to the logits
+    lissome_matrix router;      // [count, hidden], floats
+    const lissome_matrix *gate, *up, *down;  // [count]
+} lissome_experts;
+
 typedef struct {
     const float *attention_norm, *ffn_norm;  // [hidden]
     lissome_matrix q, k, v, o, gate, up, down;
+    int32_t ffn, activation;
+    float threshold;
+    const lissome_experts *experts;
 } lissome_layer;
 
 typedef struct {
-    int64_t layers, hidden, heads, kv_heads, dim, ffn, vocabulary;
+    int64_t layers, hidden, heads, kv_heads, dim, ffn, vocabulary;  // ffn: neurons of the widest layer
     int64_t slots, capacity;  // sequences that are kept, and tokens of each
     float epsilon, scale;     // of the norms; of the attention scores
     int32_t half;             // keys and values: 0 float32, 1 bfloat16

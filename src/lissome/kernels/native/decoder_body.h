@@ -3,6 +3,8 @@
 
 constexpr long LONG_RUN = 16;  // so many rows of a sequence are attended to in tiles
 
+struct FfnRoom;
+
 // What the threads share during a step. A row's width is rounded up to whole tiles.
 struct Step {
     const lissome_decoder &d;
@@ -17,6 +19,7 @@ struct Step {
     float *panels;                  // [threads, DEEP * 64]
     char *tiles;                    // [threads, attention_scratch()]
     long sums_each;
+    FfnRoom *ffn;
 };
 
 INLINE long share(long whole, int thread, int threads) { return whole * thread / threads; }
@@ -139,17 +142,7 @@ static void looked_by_tiles(const Step &s, int thread, long layer, const Run &ru
         attention_tile(a, item % d.heads, item / d.heads, s.tiles + thread * attention_scratch());
 }
 
-// gate = silu(gate) * up, for the tiles that this thread computed itself.
-static void gated(const Step &s, int thread) {
-    const long tiles = tiles_of(s.d.layer->gate);
-    const long begin = share(tiles, thread, s.pool.size()) * LISSOME_ROWS, end = share(tiles, thread + 1, s.pool.size()) * LISSOME_ROWS;
-    for (long r = 0; r < s.rows; r++)
-        for (long i = begin; i < end; i += WIDTH) {
-            float *gate = s.gate + r * s.ffn_wide + i;
-            const vf given = load(gate), x = given < -80.f ? splat(-80.f) : given;  // exp(80) is still a float; silu(-80) is 0 to all digits
-            store(gate, x / (1.f + exponential(-x)) * load(s.up + r * s.ffn_wide + i));
-        }
-}
+#include "ffn_body.h"
 
 static void embedded(const Step &s, int thread) {
     for (long r = share(s.rows, thread, s.pool.size()); r < share(s.rows, thread + 1, s.pool.size()); r++) {
@@ -193,11 +186,7 @@ static void stages(Step &s, int thread, const std::vector<Run> &runs, const std:
         s.pool.barrier();
         norm(s, thread, l.ffn_norm, true);
         s.pool.barrier();
-        times(s, thread, l.gate, s.rows, s.normed, s.wide, s.gate, s.ffn_wide);
-        times(s, thread, l.up, s.rows, s.normed, s.wide, s.up, s.ffn_wide);
-        gated(s, thread);
-        s.pool.barrier();
-        times(s, thread, l.down, s.rows, s.gate, s.ffn_wide, s.added, s.wide);
+        ffn(s, thread, l);
         s.pool.barrier();
     }
     if (s.given.end) left(s, thread);
@@ -249,6 +238,8 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     float *at = (float *)room.at;
     for (const Part &part : parts) *part.at = at, at += up_to(part.floats, 16);
     s.tiles = (char *)tiles.at;
+    FfnRoom ffn_room(d, rows, threads, s.wide, s.ffn_wide);
+    s.ffn = &ffn_room;
     float *to = padded ? logits : given.logits;
     pool.run([&](int thread) { stages(s, thread, runs, causal, last, to, vocabulary); });
     for (long i = 0; padded && i < given.wanted; i++) __builtin_memcpy(given.logits + i * d.head.rows, to + i * vocabulary, sizeof(float) * d.head.rows);

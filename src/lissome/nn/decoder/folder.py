@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from lissome.core.cache import disk_errors
 from lissome.core.config import Config
 from lissome.core.errors import BadModel
-from lissome.kernels.decoder.native import MATRICES, Layer, Weights
+from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Packed
+from lissome.nn.decoder.ffn_record import FfnRecord, read_ffn, record_of, tensors_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DESCRIPTION, TENSORS, TOKENIZER = "decoder.json", "decoder.safetensors", "tokenizer.json"
 FORMAT = 1
+ATTENTION = ("q", "k", "v", "o")
 
 
 class Matrix(Config):
@@ -29,6 +31,7 @@ class Matrix(Config):
     columns: int
     bits: int
     group: int
+    layout: Literal["tiles", "neurons"] = "tiles"
 
 
 class About(Config):
@@ -40,7 +43,7 @@ class About(Config):
 
 
 class Description(Config):
-    """What `decoder.json` says. tied: the head is the embedding; matrices: by name."""
+    """What `decoder.json` says. tied: the head is the embedding; matrices: by name; ffn: of each layer its feed-forward part, or none: gated with silu."""
 
     format: int
     layers: int
@@ -51,6 +54,7 @@ class Description(Config):
     scale: float
     tied: bool
     matrices: Mapping[str, Matrix]
+    ffn: tuple[FfnRecord, ...] = ()
     about: About = About()
 
 
@@ -62,10 +66,11 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
     tensors = {"norm": weights.norm, "cosine": weights.cosine, "sine": weights.sine}
     for at, layer in enumerate(weights.layers):
         packed |= {f"layers.{at}.{name}": one for name, one in layer.matrices.items()}
-        tensors |= {f"layers.{at}.{name}": getattr(layer, name) for name in ("attention_norm", "ffn_norm")}
-    matrices = {name: Matrix(rows=one.rows, columns=one.columns, bits=one.bits, group=one.group) for name, one in packed.items()}
+        tensors |= {f"layers.{at}.{name}": getattr(layer, name) for name in ("attention_norm", "ffn_norm")} | tensors_of(layer.ffn, f"layers.{at}.")
+    matrices = {name: Matrix(rows=one.rows, columns=one.columns, bits=one.bits, group=one.group, layout=one.layout) for name, one in packed.items()}
     plain = {name: getattr(weights, name) for name in ("heads", "kv_heads", "dim", "epsilon", "scale")}
-    description = Description(format=FORMAT, layers=len(weights.layers), tied="head" not in packed, matrices=matrices, about=about, **plain)
+    ffn = tuple(record_of(layer.ffn) for layer in weights.layers)
+    description = Description(format=FORMAT, layers=len(weights.layers), tied="head" not in packed, matrices=matrices, ffn=ffn, about=about, **plain)
     with disk_errors("the decoder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         data = {name: tensor.float().contiguous() for name, tensor in tensors.items()} | {name: one.data for name, one in packed.items()}
@@ -92,14 +97,15 @@ def load_decoder(folder: Path) -> tuple[Weights, Description]:
             raise BadModel(f'it does not say what "{name}" is', where=str(folder / DESCRIPTION))
         return Packed(_tensor(tensors, name, folder), **description.matrices[name].model_dump())
 
-    layers = [
-        Layer(
-            _tensor(tensors, f"layers.{at}.attention_norm", folder),
-            _tensor(tensors, f"layers.{at}.ffn_norm", folder),
-            {name: packed(f"layers.{at}.{name}") for name in MATRICES},
-        )
-        for at in range(description.layers)
-    ]
+    def layer(at: int) -> Layer:
+        record = description.ffn[at] if description.ffn else FfnRecord()
+        ffn = read_ffn(record, lambda name: _tensor(tensors, f"layers.{at}.{name}", folder))
+        norms = (_tensor(tensors, f"layers.{at}.{name}", folder) for name in ("attention_norm", "ffn_norm"))
+        return Layer(*norms, {name: packed(f"layers.{at}.{name}") for name in (*ATTENTION, *ffn.names())}, ffn)
+
+    if description.ffn and len(description.ffn) != description.layers:
+        raise BadModel(f"it names {len(description.ffn)} feed-forward parts for {description.layers} layers", where=str(folder / DESCRIPTION))
+    layers = [layer(at) for at in range(description.layers)]
     embedding = packed("embedding")
     head = embedding if description.tied else packed("head")
     norm, cosine, sine = (_tensor(tensors, name, folder) for name in ("norm", "cosine", "sine"))

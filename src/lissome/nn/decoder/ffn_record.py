@@ -1,0 +1,60 @@
+"""How `decoder.json` names the kind of a layer's feed-forward part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from lissome.core.config import Config
+from lissome.kernels.decoder.ffn import Activation, Experts, Ffn, Kind, Weighing
+
+
+class ExpertsRecord(Config):
+    """As `kernels.decoder.ffn.Experts`; bias, offset: whether the tensors hold one."""
+
+    count: int
+    active: int
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    weights: Weighing = "normalised"
+    scale: float = 1.0
+    shared: bool = False
+    bias: bool = False
+    offset: bool = False
+
+
+class FfnRecord(Config):
+    """As `kernels.decoder.ffn.Ffn`."""
+
+    kind: Kind = "gated"
+    activation: Activation = "silu"
+    threshold: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    experts: ExpertsRecord | None = None
+
+
+def record_of(ffn: Ffn) -> FfnRecord:
+    """What is written of a feed-forward part beside its matrices."""
+    experts = ffn.experts
+    if experts is None:
+        return FfnRecord(kind=ffn.kind, activation=ffn.activation, threshold=ffn.threshold)
+    plain = {name: getattr(experts, name) for name in ("count", "active", "scores", "weights", "scale", "shared")}
+    record = ExpertsRecord(**plain, bias=experts.bias is not None, offset=experts.offset is not None)
+    return FfnRecord(kind=ffn.kind, activation=ffn.activation, experts=record)
+
+
+def tensors_of(ffn: Ffn, prefix: str) -> dict[str, torch.Tensor]:
+    """Its tensors that are no matrices, by name."""
+    given = {} if ffn.experts is None else {f"{prefix}experts.{name}": getattr(ffn.experts, name) for name in ("bias", "offset")}
+    return {name: one for name, one in given.items() if one is not None}
+
+
+def read_ffn(record: FfnRecord, tensor: Callable[[str], torch.Tensor]) -> Ffn:
+    """The feed-forward part that a record names. tensor(name): of the layer. Raises BadInput where it makes no sense."""
+    if record.experts is None:
+        return Ffn(record.kind, record.activation, record.threshold)
+    told = record.experts
+    bias, offset = (tensor(f"experts.{name}") if given else None for name, given in (("bias", told.bias), ("offset", told.offset)))
+    experts = Experts(told.count, told.active, told.scores, told.weights, told.scale, bias, offset, told.shared)
+    return Ffn(record.kind, record.activation, record.threshold, experts)

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+import torch
+
+from lissome.core.errors import BadModel
+from lissome.kernels.decoder.ffn import Experts, Ffn
+from lissome.kernels.decoder.reference import Reference
+from lissome.nn.decoder.folder import DESCRIPTION, About, load_decoder, save_decoder
+from tests.kernels.decoder.test_ffn import decoder, layer
+
+KINDS = [
+    Ffn(),
+    Ffn("gate-first", "relu", 0.25),
+    Ffn("plain", "relu2"),
+    Ffn("experts", experts=Experts(4, 2, "sigmoid", "scores", 2.5, torch.randn(4), torch.randn(4), shared=True)),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    save_decoder(decoder(*(layer(ffn, 4) for ffn in KINDS)), tmp_path, Tokenizer(models.WordLevel({"a": 0}, "a")), About())
+    return tmp_path
+
+
+def test_kinds_come_back(folder):
+    weights, description = load_decoder(folder)
+    assert [one.kind for one in description.ffn] == ["gated", "gate-first", "plain", "experts"]
+    assert weights.layers[1].ffn == KINDS[1] and torch.equal(weights.layers[3].ffn.experts.bias, KINDS[3].experts.bias)
+    before, after = (Reference(one, 1, 8, half=False) for one in (decoder(*(layer(ffn, 4) for ffn in KINDS)), weights))
+    step = [torch.arange(3), torch.zeros(3), torch.arange(3), torch.arange(3)]
+    assert torch.equal(before.step(*step), after.step(*step))
+
+
+def test_a_folder_that_names_no_kinds_is_gated(tmp_path, folder):
+    told = json.loads((folder / DESCRIPTION).read_text())
+    told |= {"ffn": [], "layers": 1}
+    (folder / DESCRIPTION).write_text(json.dumps(told))
+    assert [one.ffn for one in load_decoder(folder)[0].layers] == [Ffn()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ffn: ffn[:2], "it names 2 feed-forward parts for 4 layers"),
+        (lambda ffn: [ffn[0], ffn[1] | {"threshold": -1}, *ffn[2:]], "cannot be read"),
+        (lambda ffn: [ffn[0], ffn[1] | {"kind": "magic"}, *ffn[2:]], "cannot be read"),
+    ],
+)
+def test_kinds_that_make_no_sense(folder, change, message):
+    told = json.loads((folder / DESCRIPTION).read_text())
+    told["ffn"] = change(told["ffn"])
+    (folder / DESCRIPTION).write_text(json.dumps(told))
+    with pytest.raises(BadModel, match=message):
+        load_decoder(folder)
