@@ -43,9 +43,39 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_show_v
 @functools.cache
 def _register() -> None:
     """Bring the verbs in; each file holds the verbs of one concern."""
-    from lissome.cli import artifacts, attending, cached, claims, decoding, exiting, machines, models, optimizing, pruning, quantizing, tasks, training
+    from lissome.cli import (
+        activating,
+        artifacts,
+        attending,
+        cached,
+        claims,
+        decoding,
+        exiting,
+        machines,
+        models,
+        optimizing,
+        pruning,
+        quantizing,
+        tasks,
+        training,
+    )
 
-    for module in (optimizing, artifacts, machines, models, pruning, attending, exiting, quantizing, training, decoding, tasks, cached, claims):
+    for module in (
+        optimizing,
+        artifacts,
+        machines,
+        models,
+        pruning,
+        attending,
+        activating,
+        exiting,
+        quantizing,
+        training,
+        decoding,
+        tasks,
+        cached,
+        claims,
+    ):
         module.register(app)
 
 

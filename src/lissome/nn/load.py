@@ -241,12 +241,16 @@ def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Mod
 
 
 def _with_patterns(module: Any) -> nn.Module:
-    """The module, with the sparse attention that its configuration names."""
+    """The module, with the sparse attention and the activations that its configuration names."""
     found: nn.Module = module
     if getattr(module.config, "lissome_attention", None) is not None:
         from lissome.nn.attention.in_transformers import restore
 
         restore(module)
+    if getattr(module.config, "lissome_activation", None) is not None:
+        from lissome.nn.ffn import restore as restore_activations
+
+        restore_activations(module)
     return found
 
 

@@ -95,3 +95,6 @@ class Ffn:
             wanted = "neurons" if name in BY_NEURON.get(self.kind, ()) else "tiles"
             if matrices[name].layout != wanted:
                 raise BadInput(f'"{name}" of a {self.kind} feed-forward part is laid out in {matrices[name].layout}', expected=f"{wanted}; pack it so")
+
+
+GATED_SILU = Ffn()

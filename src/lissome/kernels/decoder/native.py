@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lissome.core.errors import BadInput
-from lissome.kernels.decoder.ffn import ACTIVATIONS, GATED, KINDS, WEIGHINGS, Ffn
+from lissome.kernels.decoder.ffn import ACTIVATIONS, GATED, GATED_SILU, KINDS, WEIGHINGS, Ffn
 from lissome.kernels.decoder.packed import ROWS, Packed
 from lissome.kernels.library import library
 
@@ -81,7 +81,7 @@ class Layer:
     attention_norm: torch.Tensor
     ffn_norm: torch.Tensor
     matrices: Mapping[str, Packed]
-    ffn: Ffn = Ffn()
+    ffn: Ffn = GATED_SILU
 
     def __post_init__(self) -> None:
         self.ffn.check(self.matrices)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lissome.core.errors import BadModel
+from lissome.kernels.decoder.ffn import ACTIVATIONS, BY_NEURON, Ffn
 from lissome.kernels.decoder.native import Layer, Weights
-from lissome.kernels.decoder.packed import Codes, Packed, pack
+from lissome.kernels.decoder.packed import Codes, Packed, pack, pack_by_neuron
 from lissome.nn.decoder.gguf import Gguf
+from lissome.nn.ffn.plan import plan_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,26 +56,31 @@ def from_gguf(file: Gguf) -> Weights:
 def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weights:
     """The decoder of a Llama-shaped transformers model; `rounding` says what each matrix becomes, floats without.
 
+    A model with an `ActivationPlan` becomes one whose silent neurons are skipped: its `down` matrices, and with a threshold on the gate its `up` matrices, are
+    laid out by neuron, and `down` is given to `rounding` transposed [neurons, hidden].
     Raises BadModel where the model is of another shape (biases, other norms or activations, scaled positions).
     """
     config: Any = model.config
-    if config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
-        raise BadModel(f"a {config.model_type} with {config.hidden_act} is not offered", expected="a Llama-shaped model with silu and without biases")
+    if config.model_type != "llama" or config.hidden_act not in ACTIVATIONS or config.attention_bias or config.mlp_bias:
+        expected = f"a Llama-shaped model with {', '.join(ACTIVATIONS)} and without biases"
+        raise BadModel(f"a {config.model_type} with {config.hidden_act} is not offered", expected=expected)
     body: Any = model.model
     rounded = rounding or (lambda _, weight: weight)
 
-    def made(name: str, module: torch.nn.Module) -> Packed:
+    def made(name: str, module: torch.nn.Module, by_neuron: bool = False) -> Packed:
         weight: Any = module.weight
-        return pack(rounded(name, weight.detach().float()))
+        weight = weight.detach().float()
+        if by_neuron:
+            return pack_by_neuron(rounded(name, weight.T.contiguous() if name.endswith("down_proj") else weight))
+        return pack(rounded(name, weight))
 
-    layers = [
-        Layer(
-            block.input_layernorm.weight.detach(),
-            block.post_attention_layernorm.weight.detach(),
-            {name: made(f"layers.{at}.{inner}", block.get_submodule(inner)) for name, inner in LLAMA_NAMES.items()},
-        )
-        for at, block in enumerate(body.layers)
-    ]
+    def layer(at: int, block: Any) -> Layer:
+        ffn = _ffn(model, at)
+        by_neuron = BY_NEURON.get(ffn.kind, ())
+        matrices = {name: made(f"layers.{at}.{inner}", block.get_submodule(inner), name in by_neuron) for name, inner in LLAMA_NAMES.items()}
+        return Layer(block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach(), matrices, ffn)
+
+    layers = [layer(at, block) for at, block in enumerate(body.layers)]
     embedding = made("embed_tokens", body.embed_tokens)
     head = embedding if config.tie_word_embeddings else made("lm_head", model.lm_head)
     angles = torch.arange(config.max_position_embeddings)[:, None].float() * body.rotary_emb.inv_freq.float()
@@ -81,6 +88,18 @@ def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weig
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, body.layers[0].self_attn.head_dim
     rotation = (angles.cos() * scaled, angles.sin() * scaled)
     return Weights(layers, embedding, head, body.norm.weight.detach(), *rotation, heads, kv_heads, dim, config.rms_norm_eps, dim**-0.5)
+
+
+def _ffn(model: PreTrainedModel, at: int) -> Ffn:
+    """What a layer's feed-forward part is, by the model's plan. One that silences nothing but exact zeros of silu is the dense one."""
+    plan, own = plan_of(model), model.config.hidden_act
+    if plan is None:
+        return Ffn(activation=own)
+    activation: Any = own if plan.activation == "same" else plan.activation
+    threshold = plan.thresholds[at] if plan.thresholds else 0.0
+    if not threshold and activation == "silu":
+        return Ffn(activation=activation)
+    return Ffn("gate-first" if plan.on == "gate" else "product", activation, threshold)
 
 
 def rotations(dim: int, positions: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:

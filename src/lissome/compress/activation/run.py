@@ -1,0 +1,262 @@
+"""The pass: walk from few zeros to many while the quality kept is certified, perhaps train for more, judge once on the test split, write it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lissome.compress.activation.adapt import adapted
+from lissome.compress.activation.config import SHARES, ActivationConfig
+from lissome.compress.activation.profile import LayerZeros, multiplications, thresholds_for, zeros
+from lissome.compress.attention.quality import boldest, check_enough, lost, scores_of
+from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
+from lissome.core.errors import BadArtifact, BadModel
+from lissome.core.measurement import Measurement
+from lissome.core.model import Model
+from lissome.core.progress import Progress, Silent
+from lissome.core.statistics import DropTest, certify_drop
+from lissome.core.task import SplitName, Task
+from lissome.data import load_task
+from lissome.machine.identity import identify
+from lissome.nn.ffn import ActivationPlan, use
+from lissome.nn.ffn.plan import plan_of
+from lissome.nn.load import as_model, finished, load_model, save_model
+from lissome.train.batches import Batches
+
+VERSION = 1
+"""Part of the cache keys: raise it when the same model, task and plan would give other scores."""
+RECORD = "activations.json"
+DENSE = ActivationPlan()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A setting that was looked at. share: of zeros that its thresholds were set for; kept: quality on the validation split, mean."""
+
+    share: float
+    kept: float
+    certified: bool
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Silenced:
+    """What came of it.
+
+    folder: what `load_model` takes. status: "met": the folder's model keeps what was asked for with `plan`; "not met": the test split did not confirm it;
+    "dense": no plan with zeros was certified. Where it is not "met" the folder holds the model as it was. layers: the chosen plan's zeros by layer;
+    multiplications: of its feed-forward parts, as a share of the dense model's, counted. kept: quality kept on the test split, %; scores: mean scores there,
+    dense and sparse. silent: layers that say nothing at all.
+    """
+
+    folder: str
+    status: Literal["met", "not met", "dense"]
+    sentence: str
+    keep: float
+    plan: ActivationPlan
+    trained: bool
+    layers: tuple[LayerZeros, ...]
+    multiplications: float
+    steps: tuple[Step, ...]
+    kept: Measurement | None
+    scores: tuple[float, float] | None
+    silent: tuple[int, ...]
+
+    @property
+    def zeros(self) -> float:
+        """Share of zeros over all layers, %."""
+        return sum(one.zeros.value for one in self.layers) / max(1, len(self.layers))
+
+
+def sparsify_activations_to(
+    out: Path, model: str, task: str, config: ActivationConfig | None = None, cache: Cache | None = None, progress: Progress | None = None
+) -> Silenced:
+    """Make the activations of the model that `model` names sparse, as far as its quality on a task is kept, and write it into `out`.
+
+    Raises BadInput where `out` holds something else, and what load_model, load_task and sparsify_activations raise.
+    """
+    check_out(out, RECORD)
+    config = config or ActivationConfig()
+    start = load_model(model)
+    loaded = load_task(task, start.directory)
+    made, found = sparsify_activations(start, loaded, config, cache, progress)
+    found = dataclasses.replace(found, folder=str(out))
+    with disk_errors("the model", out):
+        save_model(made, out)
+        record = {**_plain(found), "config": config.model_dump(mode="json"), "model": start.fingerprint, "task": loaded.fingerprint}
+        (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return found
+
+
+def sparsify_activations(
+    model: Model, task: Task, config: ActivationConfig | None = None, cache: Cache | None = None, progress: Progress | None = None
+) -> tuple[Model, Silenced]:
+    """`model` with the most zeros in its feed-forward parts that are certified to keep `config.keep` of its quality; else `model` as it was.
+
+    Thresholds come from the calibration split; which of them is chosen on validation by fixed-sequence testing, and judged on test, once. With `config.adapt`
+    half of the allowed error goes to the model as it is and half to the trained one.
+    Raises BadModel for a model without known feed-forward parts or with a plan already, BadTask for a task too small to certify anything.
+    """
+    config = config or ActivationConfig()
+    alpha, delta = 1 - config.keep, 1 - config.confidence
+    each = delta / 2 if config.adapt else delta
+    dense = _dense(model)
+    use(copy.deepcopy(dense.module), ActivationPlan(on=config.on))  # says at once where that cannot be
+    check_enough(task, alpha, {"validation": each, "test": delta})
+    work = _Work(dense, task, config, cache or Cache(), progress or Silent())
+    chosen, rows = work.walk(dense, SHARES, alpha, each, trained=False)
+    steps, trained = rows, False
+    if config.adapt:
+        taught = adapted(dense, task, config, work.cache, work.progress)
+        bolder, more = work.walk(taught, config.around(), alpha, each, trained=True)
+        steps += more
+        if bolder and (chosen is None or bolder[0] > chosen[0]):
+            chosen, trained = bolder, True
+    if chosen is None:
+        plan = DENSE
+        why = f"Stays dense: {_tried(steps)} does not certify {100 * config.keep:.4g} % on {len(task.splits['validation']):,} validation examples."
+        return dense, Silenced("", "dense", why, config.keep, plan, False, (), 1.0, steps, None, None, ())
+    sparse = chosen[1]
+    plan = plan_of(sparse.module) or DENSE
+    layers = zeros(sparse.module, work.examples(), plan.thresholds, plan.on)
+    silent = tuple(one.layer for one in layers if one.silent)
+    if silent:
+        work.progress.say(f"layer {', '.join(map(str, silent))} says nothing at all with its threshold: its feed-forward part adds nothing.")
+    test, scores, seen = work.judge(sparse, alpha, delta)
+    status: Literal["met", "not met"] = "met" if test.certified else "not met"
+    done = multiplications(sparse.module, layers, plan.on)
+    found = Silenced("", status, _verdict(test, seen), config.keep, plan, trained, layers, done, steps, _kept(test), scores, silent)
+    return (sparse if test.certified else dense), found
+
+
+def read_record(folder: Path) -> Silenced:
+    """What `sparsify_activations_to` noted in a folder. Raises BadArtifact where there is no such record."""
+    import pydantic
+
+    try:
+        known = {field.name for field in dataclasses.fields(Silenced)}
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return pydantic.TypeAdapter(Silenced).validate_python({name: value for name, value in record.items() if name in known})
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadArtifact(f"{RECORD} cannot be read: {error}", where=str(folder), expected="a folder that `lissome sparsify-activations` wrote") from error
+
+
+@dataclass
+class _Work:
+    """The model, and what it and its sparse selves are asked; answers are kept in the cache."""
+
+    model: Model
+    task: Task
+    config: ActivationConfig
+    cache: Cache
+    progress: Progress
+
+    def examples(self) -> Iterator[Any]:
+        """Calibration examples, each alone and so without padding."""
+        batches = Batches(self.task, "calibration", 1, shuffle=False)
+        drawn = np.random.default_rng(self.config.train.seed).permutation(len(self.task.splits["calibration"]))[: self.config.examples]
+        return (batches.batch([row]) for row in drawn)
+
+    def walk(self, start: Model, shares: Sequence[float], alpha: float, delta: float, trained: bool) -> tuple[tuple[float, Model] | None, tuple[Step, ...]]:
+        """The most zeros that are certified, as (share, model), and what was looked at. A share of 0 of an unchanged activation is no plan."""
+        config = self.config
+        plan = ActivationPlan(activation=config.activation, on=config.on)
+        self.progress.stage("walking from few zeros to many", len(shares))
+        rungs = list(zip(shares, thresholds_for(use(_sharing(start.module), plan), self.examples(), shares, config.on), strict=True))
+        before = self.scores(self.model, "validation", "dense")
+
+        def made(rung: tuple[float, tuple[float, ...]]) -> Model:
+            module = use(_sharing(start.module), plan.model_copy(update={"thresholds": rung[1]}))
+            return dataclasses.replace(as_model(module, self.model.ref), directory=self.model.directory)
+
+        def losses(rung: tuple[float, tuple[float, ...]]) -> np.ndarray:
+            self.progress.step(note=f"{100 * rung[0]:.0f} % zeros")
+            if config.activation == "same" and not trained and not rung[0]:
+                return np.zeros_like(before)
+            return lost(before, self.scores(made(rung), "validation", (start.fingerprint, plan.activation, plan.on, rung[1])), self.task.exact, self.task.ref)
+
+        at, rows = boldest(rungs, losses, alpha, delta)
+        steps = tuple(
+            Step(share, float(1 - row.mean()), at is not None and number <= at, trained)
+            for number, ((share, _), row) in enumerate(zip(rungs, rows, strict=False))
+        )
+        if at is None or (not rungs[at][0] and config.activation == "same"):
+            return None, steps
+        return (rungs[at][0], made(rungs[at])), steps
+
+    def scores(self, model: Model, split: SplitName, what: Any) -> np.ndarray:
+        """The score of every example of a split. what: tells apart what the fingerprint of the weights does not."""
+        size = self.config.batch(self.task.kind)
+        key = digest("activation scores", VERSION, self.model.fingerprint, self.task.fingerprint, split, size, what, torch.__version__)
+        stored = self.cache.get("activation", key)
+        if stored is None:
+            stored = scores_of(model.module, self.task, split, size).tolist()
+            self.cache.put("activation", key, stored)
+        return np.asarray(stored, dtype=np.float64)
+
+    def judge(self, sparse: Model, alpha: float, delta: float) -> tuple[DropTest, tuple[float, float], int]:
+        """The test split, once: the quality lost there, the mean scores of both, and how many plans the split has judged for this model."""
+        self.progress.stage("the test split, once")
+        plan = plan_of(sparse.module) or DENSE
+        seen = record_use(self.cache, self.task.fingerprint, self.model.fingerprint, f"activation {digest(sparse.fingerprint, plan.model_dump())}")
+        before = self.scores(self.model, "test", "dense")
+        after = self.scores(sparse, "test", (sparse.fingerprint, plan.model_dump()))
+        kept = 1 - lost(before, after, self.task.exact, self.task.ref)
+        level = 1 - delta / seen  # each further plan judged by this split has to clear a higher bar
+        test = certify_drop(np.ones_like(kept), kept, alpha, level, self.task.exact, self.config.train.seed, score_range=(0.0, 1.0))
+        return test, (float(before.mean()), float(after.mean())), seen
+
+
+def _dense(model: Model) -> Model:
+    """The model as one whose plan can be saved. Raises BadModel where it cannot, or has a plan already."""
+    if plan_of(model.module) is not None:
+        raise BadModel(
+            "the model has a plan for its activations already, so there is no dense self to hold it to.", where=model.ref, do="give the dense original"
+        )
+    if model.architecture.kind != "huggingface":
+        model = dataclasses.replace(as_model(model.module, model.ref), directory=model.directory)
+    if model.architecture.kind != "huggingface":
+        raise BadModel(
+            f"{type(model.module).__name__} is no transformers model, so a plan for its activations cannot be saved with it.",
+            where=model.ref,
+            expected="a model of a class that transformers has",
+        )
+    return finished(model.module, model.architecture, model.ref, model.directory)
+
+
+def _sharing(module: Any) -> Any:
+    """A copy with its own configuration and activations, and the same weights in memory."""
+    held = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in held})
+
+
+def _tried(steps: Sequence[Step]) -> str:
+    step = next((one for one in steps if not one.certified), steps[-1])
+    return f"with {100 * step.share:.0f} % of zeros the {'trained ' if step.trained else ''}model kept {100 * step.kept:.2f} % of its quality, which"
+
+
+def _kept(test: DropTest) -> Measurement:
+    value, low, high = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
+    return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
+
+
+def _verdict(test: DropTest, seen: int) -> str:
+    often = "seen once" if seen == 1 else f"seen {seen} times"
+    figures = f"measured {100 * (1 - test.drop):.2f}, lower bound {100 * (1 - test.upper):.2f} %, n = {test.n:,} test examples, {often}"
+    said = f"quality kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
+    return f"MET   {said}" if test.certified else f"NOT MET   {said}. The dense model was written."
+
+
+def _plain(found: Silenced) -> dict[str, Any]:
+    import pydantic
+
+    plain: dict[str, Any] = pydantic.TypeAdapter(Silenced).dump_python(found, mode="json")
+    return plain

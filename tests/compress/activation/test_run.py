@@ -1,0 +1,147 @@
+"""The pass from a folder into a folder, and every reason said."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lissome.cli.main import run as command
+from lissome.compress.activation import ActivationConfig, multiplications, read_record, sparsify_activations, sparsify_activations_to, thresholds_for, zeros
+from lissome.core.cache import Cache
+from lissome.core.errors import BadArtifact, BadModel, BadTask
+from lissome.core.task import Split, Task, correct
+from lissome.nn.call import call
+from lissome.nn.ffn import ActivationPlan, feed_forwards, use
+from lissome.nn.load import as_model, load_model
+from lissome.train.config import TrainConfig
+from tests.nn import tiny
+
+HERE = "tests.compress.activation.test_run"
+QUICK = ActivationConfig(keep=0.8, size=50, examples=8)
+TAUGHT = TrainConfig(steps=6, lr=1e-3, precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path / "cache"))
+    return Cache(tmp_path / "cache")
+
+
+def collate(rows, padding="longest"):
+    return {"input_ids": np.stack(rows), "attention_mask": np.ones((len(rows), len(rows[0])), np.int64)}
+
+
+def own_answers(n: int = 100) -> Task:
+    """Random tokens whose labels are the dense model's own answers."""
+    module, rng, splits = tiny.bert(), np.random.default_rng(0), {}
+    for name, count in {"train": 40, "calibration": 10, "validation": n, "test": n}.items():
+        rows = [rng.integers(0, tiny.VOCABULARY, 16) for _ in range(count)]
+        with torch.no_grad():
+            answers = call(module, {key: torch.from_numpy(value) for key, value in collate(rows).items()}).argmax(-1).numpy()
+        splits[name] = Split(rows, answers)
+    return Task("answers", "text-classification", splits, collate, correct, f"answers-{n}", f"answers:{n}", classes=("a", "b"))
+
+
+def small() -> Task:
+    return own_answers(10)
+
+
+def test_zeros_that_keep_the_answers_are_found(tmp_path):
+    found = sparsify_activations_to(tmp_path / "out", str(tiny.bert_folder(tmp_path / "model")), f"{HERE}:own_answers", QUICK)
+    assert found.status == "met" and found.zeros > 5 and not found.trained and found.sentence.startswith("MET   quality kept >= 80 % (95 %)")
+    assert [step.certified for step in found.steps].count(False) <= 1 and found.steps[0].share == 0
+    share = 1 - found.zeros / 100
+    assert found.multiplications == pytest.approx((1 + share) / 2)
+    assert read_record(tmp_path / "out") == found
+    written = load_model(str(tmp_path / "out")).module
+    assert written.config.lissome_activation["thresholds"] == list(found.plan.thresholds)
+    for part, one in zip(feed_forwards(written), found.layers, strict=True):
+        assert getattr(part.module, part.act).threshold == one.threshold and one.zeros.n == 8 and one.zeros.low <= one.zeros.value <= one.zeros.high
+
+
+def test_the_original_is_left_as_it_was():
+    model = as_model(tiny.bert())
+    acts = [getattr(part.module, part.act) for part in feed_forwards(model.module)]
+    sparsify_activations(model, own_answers(), QUICK)
+    assert [getattr(part.module, part.act) for part in feed_forwards(model.module)] == acts and not hasattr(model.module.config, "lissome_activation")
+
+
+def test_training_goes_for_its_share(cache):
+    config = QUICK.model_copy(update={"activation": "relu", "adapt": True, "share": 0.8, "penalty": 0.1, "train": TAUGHT, "keep": 0.5})
+    made, found = sparsify_activations(as_model(tiny.bert()), own_answers(), config, cache)
+    assert {step.trained for step in found.steps} == {False, True}
+    if found.trained:
+        assert found.zeros > 60 and made.module.config.lissome_activation["activation"] == "relu"
+    again = sparsify_activations(as_model(tiny.bert()), own_answers(), config, cache)[1]
+    assert [(step.share, step.kept) for step in again.steps] == [(step.share, step.kept) for step in found.steps]
+
+
+def test_a_layer_that_says_nothing_is_named(monkeypatch):
+    module = tiny.bert()
+    with torch.no_grad():
+        first = feed_forwards(module)[0].module
+        first.dense.weight.zero_()
+        first.dense.bias.fill_(-1.0)  # gelu(-1) everywhere: any threshold that takes a half takes all
+    said = []
+    from lissome.core.progress import Silent
+
+    monkeypatch.setattr(Silent, "say", lambda _, text: said.append(text))
+    task = own_answers()
+    with torch.no_grad():
+        splits = {
+            name: Split(s.inputs, call(module, {k: torch.from_numpy(v) for k, v in collate(s.inputs).items()}).argmax(-1).numpy()) for name, s in task.splits.items()
+        }
+    found = sparsify_activations(as_model(module), dataclasses.replace(task, splits=splits, fingerprint="other"), QUICK)[1]
+    assert found.status == "met" and found.silent == (0,)
+    assert "layer 0 says nothing at all with its threshold: its feed-forward part adds nothing." in said
+
+
+def test_thresholds_leave_what_they_are_set_for():
+    module = use(tiny.bert(), ActivationPlan())
+    batches = [{name: torch.from_numpy(value) for name, value in tiny.texts(1, 20, seed).items()} for seed in range(8)]
+    none, half, most = thresholds_for(module, batches, (0.0, 0.5, 0.9))
+    assert none == (0.0, 0.0) and all(0 < low < high for low, high in zip(half, most, strict=True))
+    layers = zeros(use(module, ActivationPlan(thresholds=half)), batches, half)
+    assert 45 < layers[0].zeros.value < 55
+    assert multiplications(module, layers) == pytest.approx(0.5 + 0.25 * sum(1 - one.zeros.value / 100 for one in layers))
+
+
+def test_nan_in_a_layer_is_named():
+    module = use(tiny.bert(), ActivationPlan())
+    with torch.no_grad():
+        feed_forwards(module)[0].module.dense.bias[0] = float("nan")
+    with pytest.raises(BadModel, match="the activations of feed-forward part 0 hold NaN"):
+        thresholds_for(module, [{name: torch.from_numpy(value) for name, value in tiny.texts(1, 20).items()}], (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "config", "kind", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 2)), own_answers, QUICK, BadModel, "Sequential is no transformers model"),
+        (lambda: use(tiny.bert(), ActivationPlan()), own_answers, QUICK, BadModel, "has a plan for its activations already"),
+        (tiny.bert, small, QUICK, BadTask, "the validation split has 10 examples, too few"),
+        (tiny.bert, own_answers, QUICK.model_copy(update={"on": "product"}), BadModel, "feed-forward parts without a gate"),
+    ],
+)
+def test_what_cannot_be_done_is_said(make, task, config, kind, message):
+    with pytest.raises(kind, match=message):
+        sparsify_activations(as_model(make()), task(), config)
+
+
+def test_a_record_that_is_none(tmp_path):
+    with pytest.raises(BadArtifact, match="lissome sparsify-activations"):
+        read_record(tmp_path)
+
+
+def test_the_verb(tmp_path, capsys):
+    model = str(tiny.bert_folder(tmp_path / "model"))
+    given = ["sparsify-activations", model, "--task", f"{HERE}:own_answers", "--out", str(tmp_path / "out"), "--keep", "80%", "--examples", "8", "--batch", "20"]
+    assert command(given) == 0
+    told = capsys.readouterr().out
+    assert "layer" in told and "MET   quality kept >= 80 %" in told and "multiplications" in told
+    assert command([*given[:4], "--out", str(tmp_path / "other"), "--keep", "2"]) == 2
+    assert command([*given[:4], "--out", str(tmp_path / "other"), "--on", "product", "--train"]) == 2
