@@ -202,7 +202,19 @@ def test_the_command_line_is_frozen():
         for full, one in verbs.items():
             found[full] = sorted(option for parameter in one.params for option in parameter.opts if option.startswith("--"))
     limits = ["--batch", "--confidence", "--energy", "--json", "--latency", "--max-drop", "--memory", "--out", "--ram", "--seed", "--size", "--spend", "--task"]
-    drawn = ["--context", "--max-tokens", "--min-p", "--repetition-penalty", "--seed", "--stop", "--temperature", "--threads", "--top-k", "--top-p"]
+    drawn = [
+        "--context",
+        "--max-tokens",
+        "--memory-budget",
+        "--min-p",
+        "--repetition-penalty",
+        "--seed",
+        "--stop",
+        "--temperature",
+        "--threads",
+        "--top-k",
+        "--top-p",
+    ]
     assert found == {
         "optimize": limits,
         "demo": ["--digits", "--json", "--out"],
@@ -301,7 +313,7 @@ def test_the_command_line_is_frozen():
             "--task",
             "--train-trunk",
         ],
-        "generate": sorted([*drawn, "--draft-head", "--draft-layers", "--draft-tokens", "--json", "--overflow", "--prompt"]),
+        "generate": sorted([*drawn, "--draft-head", "--draft-layers", "--draft-tokens", "--json", "--prompt", "--slide"]),
         "sparsify-activations": [
             "--activation",
             "--batch",
@@ -321,7 +333,7 @@ def test_the_command_line_is_frozen():
             "--train",
         ],
         "chat": sorted([*drawn, "--message", "--system"]),
-        "bench-decode": ["--batch", "--json", "--prompt-tokens", "--rounds", "--threads", "--tokens"],
+        "bench-decode": ["--batch", "--json", "--memory-budget", "--prompt-tokens", "--rounds", "--threads", "--tokens"],
         "pack": ["--out"],
         "task check": ["--json", "--model"],
         "cache": ["--json"],

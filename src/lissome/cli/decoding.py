@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lissome.cli.emit import JsonFlag, configured, emit_json, show
-from lissome.core.errors import BadInput
+from lissome.core.errors import Interrupted
 
 DecoderArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a folder that `lissome pack` wrote.")]
 Most = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens at the most.")]
@@ -22,7 +22,8 @@ Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given several times.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Tokens there is room for; by default what the model was made for, 4,096 at the most.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="By default every core.")]
-OverflowOption = Annotated[str, typer.Option(help='When the room is used up: "stop", or "slide" to forget the older half.')]
+Slide = Annotated[bool, typer.Option("--slide", help="When the room is used up, keep the first tokens and the newer half and go on, instead of ending.")]
+MemoryBudget = Annotated[str | None, typer.Option(help='Memory that this process may take, as "300MB": layers that do not fit are read as they are needed.')]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +46,8 @@ def generate(
     seed: Seed = 0,
     stop: Stop = None,
     context: Context = None,
-    overflow: OverflowOption = "stop",
+    slide: Slide = False,
+    memory_budget: MemoryBudget = None,
     threads: Threads = None,
     draft_layers: Annotated[int | None, typer.Option(min=1, help="Draft with the first layers and check with all of them: the same text, sooner.")] = None,
     draft_tokens: Annotated[int, typer.Option(min=1, max=7, help="With --draft-layers: tokens drafted before each check.")] = 4,
@@ -60,9 +62,13 @@ def generate(
 
     sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     drafting = None if draft_layers is None else configured(Drafting, "drafting", layers=draft_layers, tokens=draft_tokens, head=draft_head)
-    engine, spoken = open_engine(model, capacity=context, threads=threads), Spoken()
-    coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=_overflow(overflow), spoken=spoken, drafting=drafting)
-    text = _spoken(coming, quiet=json)
+    engine, spoken = open_engine(model, capacity=context, threads=threads, budget=memory_budget), Spoken()
+    _announce(engine)
+    overflow = "slide" if slide else "stop"
+    coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=overflow, spoken=spoken, drafting=drafting)
+    text = _spoken(coming, spoken, quiet=json)
+    if spoken.reason == "room":
+        _note(f"The room for {engine.capacity:,} tokens is used up.\n  Do this:  give --context more, or --slide")
     if json:
         drafts = {"drafted": spoken.drafts.drafted, "accepted": spoken.drafts.accepted} if spoken.drafts else {}
         emit_json({"text": text, "tokens": len(spoken.tokens), "reason": spoken.reason} | drafts)
@@ -81,19 +87,23 @@ def chat(
     seed: Seed = 0,
     stop: Stop = None,
     context: Context = None,
+    memory_budget: MemoryBudget = None,
     threads: Threads = None,
 ) -> None:
     """Talk with a model by its own chat template. An empty line or Ctrl-D ends it."""
     from lissome.engines.decoding.engine import open_engine
-    from lissome.engines.decoding.text import chat_prompt
+    from lissome.engines.decoding.text import Spoken, chat_prompt
     from lissome.engines.decoding.text import generate as pieces
 
     sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
-    engine = open_engine(model, capacity=context, threads=threads)
+    engine = open_engine(model, capacity=context, threads=threads, budget=memory_budget)
+    _announce(engine)
     messages = [{"role": "system", "content": system}] if system else []
     for said in message or _lines():
         messages.append({"role": "user", "content": said})
-        answer = _spoken(pieces(engine, chat_prompt(engine, messages), sampling, most=max_tokens, stop=stop or (), overflow="slide"))
+        spoken = Spoken()
+        coming = pieces(engine, chat_prompt(engine, messages), sampling, most=max_tokens, stop=stop or (), overflow="slide", spoken=spoken)
+        answer = _spoken(coming, spoken)
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -103,6 +113,7 @@ def bench_decode(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are generated.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     rounds: Annotated[int, typer.Option(min=6, help="Repetitions.")] = 7,
+    memory_budget: MemoryBudget = None,
     threads: Threads = None,
     json: JsonFlag = False,
 ) -> None:
@@ -110,12 +121,14 @@ def bench_decode(
     from lissome.engines.decoding.bench import bench
     from lissome.engines.decoding.engine import open_engine
 
-    engine = open_engine(model, slots=batch, capacity=prompt_tokens + tokens, threads=threads)
+    engine = open_engine(model, slots=batch, capacity=prompt_tokens + tokens, threads=threads, budget=memory_budget)
+    _announce(engine)
     found = bench(engine, prompt_tokens, tokens, rounds)
     if json:
         emit_json({one.name: one for one in found})
         return
-    show("\n".join(f"{one.name:8} {one}, n = {one.n}" for one in found))
+    wide = max(len(one.name) for one in found)
+    show("\n".join(f"{one.name:{wide}} {one}, n = {one.n}" for one in found))
 
 
 def pack(
@@ -134,22 +147,34 @@ def _sampling(**options: Any) -> Any:
     return configured(Sampling, "sampling", **options)
 
 
-def _overflow(given: str) -> Any:
-    if given not in ("stop", "slide"):
-        raise BadInput(f'--overflow: "{given}" is not offered', expected='"stop" or "slide"')
-    return given
+def _announce(engine: Any) -> None:
+    """How a memory budget is used, and how long a token is going to take."""
+    if engine.streamed is None:
+        return
+    _note(f"{engine.streamed.plan}.\nPredicted {engine.streamed.predicted()} a token.")
 
 
-def _spoken(pieces: Any, quiet: bool = False) -> str:
-    """The whole text; printed piece by piece on the way."""
-    found = []
-    for piece in pieces:
-        found.append(piece)
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _spoken(pieces: Any, spoken: Any, quiet: bool = False) -> str:
+    """The whole text; printed piece by piece on the way. After Ctrl-C what was printed stands, on a line of its own."""
+    found: list[str] = []
+    try:
+        for piece in pieces:
+            found.append(piece)
+            if not quiet:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        said = {"text": "".join(found), "tokens": len(spoken.tokens), "reason": "interrupted"}
+        raise Interrupted(f"Interrupted after {len(spoken.tokens):,} tokens; the text so far stands.", found=said) from None
+    finally:
         if not quiet:
-            sys.stdout.write(piece)
+            sys.stdout.write("\n")
             sys.stdout.flush()
-    if not quiet:
-        sys.stdout.write("\n")
     return "".join(found)
 
 

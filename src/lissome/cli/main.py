@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -92,6 +93,8 @@ def run(arguments: list[str] | None = None) -> int:
         return int(leaving.exit_code)
     except USAGE as wrong:
         return _fail(f"{wrong.format_message()}\n  Do this:  lissome --help, or lissome VERB --help", 2, as_json, "BadInput")
+    except Interrupted as stopped:
+        return _fail(str(stopped), stopped.exit_code, as_json, "Interrupted", stopped.found)
     except LissomeError as error:
         return _fail(str(error), error.exit_code, as_json, type(error).__name__)
     except (KeyboardInterrupt, typer.Abort):
@@ -115,9 +118,9 @@ def _interrupted(as_json: bool) -> int:
     return _fail(str(stopped), stopped.exit_code, as_json, "Interrupted")
 
 
-def _fail(message: str, code: int, as_json: bool, kind: str) -> int:
+def _fail(message: str, code: int, as_json: bool, kind: str, found: Mapping[str, Any] | None = None) -> int:
     if as_json:
-        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}))  # noqa: T201
+        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}, **(found or {})}))  # noqa: T201
     print(message, file=sys.stderr)  # noqa: T201
     return code
 

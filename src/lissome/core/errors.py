@@ -5,6 +5,9 @@ Exit codes: 0 done, 2 bad input, 3 contract not met, 4 the environment lacks som
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class LissomeError(Exception):
     """Anything lissome reports to its user; `exit_code` is what the command line leaves with."""
@@ -94,9 +97,13 @@ class Unreachable(EnvironmentLacks):
 
 
 class Interrupted(LissomeError):
-    """The user pressed Ctrl-C; what was learned so far is kept."""
+    """The user pressed Ctrl-C; what was learned so far is kept. found: what there is of it, for `--json`."""
 
     exit_code = 130
+
+    def __init__(self, what: str, *, do: str | None = None, found: Mapping[str, Any] | None = None):
+        super().__init__(what, do=do)
+        self.found = dict(found or {})
 
 
 def closest(word: str, options: list[str] | tuple[str, ...]) -> str:

@@ -129,7 +129,7 @@ def test_bad_models(path, tmp_path, engine):
         open_engine(tmp_path)
     pack_gguf(path, tmp_path / "packed")
     (tmp_path / "packed" / TENSORS).write_bytes((tmp_path / "packed" / TENSORS).read_bytes()[:1000])
-    with pytest.raises(BadModel, match="the decoder cannot be read"):
+    with pytest.raises(BadModel, match=r"ends at byte [\d,]+, and the file at 1,000|claims a header of"):
         open_engine(tmp_path / "packed")
     (tmp_path / "packed" / DESCRIPTION).write_text("{}")
     with pytest.raises(BadModel, match="the decoder cannot be read"):

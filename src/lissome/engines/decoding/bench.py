@@ -10,16 +10,20 @@ from lissome.core.measurement import Measurement
 from lissome.core.statistics import achieved_confidence, median_interval
 from lissome.engines.decoding.engine import Batch, Engine
 from lissome.machine.identity import identify
+from lissome.machine.memory import peak_rss
 
 
 def bench(engine: Engine, prompt: int, tokens: int, rounds: int) -> list[Measurement]:
     """Tokens per second of reading `prompt` tokens into one slot ("prefill") and of writing `tokens` in every slot at once ("decode"), over rounds.
 
     The tokens are drawn by lot: what they are does not matter to the time. A first round is not counted.
+    Within a memory budget also the seconds a step was predicted to take, those it took, and this process's peak memory.
     """
     machine, lot = identify().fingerprint, torch.Generator().manual_seed(0)
     vocabulary, slots = engine.weights.embedding.rows, torch.arange(engine.slots)
-    reading, writing = [], []
+    reading, writing, each = [], [], []
+    streamed = engine.streamed
+    predicted = [streamed.predicted()] if streamed else []
     for at in range(-1, rounds):
         given = torch.randint(0, vocabulary, (prompt,), generator=lot).tolist()
         begun = time.perf_counter()
@@ -35,9 +39,13 @@ def bench(engine: Engine, prompt: int, tokens: int, rounds: int) -> list[Measure
         if at >= 0:
             reading.append(prompt / read)
             writing.append(tokens * engine.slots / wrote)
-    return [_over(name, values, machine) for name, values in (("prefill", reading), ("decode", writing))]
+            each.append(wrote / tokens)
+    found = [_over(name, values, machine) for name, values in (("prefill", reading), ("decode", writing))]
+    if not streamed:
+        return found
+    return [*found, *predicted, _over("s_per_token", each, machine, "s"), peak_rss(machine)]
 
 
-def _over(name: str, values: list[float], machine: str) -> Measurement:
+def _over(name: str, values: list[float], machine: str, unit: str = "tokens/s") -> Measurement:
     value, low, high = median_interval(values)
-    return Measurement(name, value, low, high, "tokens/s", len(values), "measured", machine, min(0.95, achieved_confidence(len(values))))
+    return Measurement(name, value, low, high, unit, len(values), "measured", machine, min(0.95, achieved_confidence(len(values))))

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lissome.core.cache import check_out
+from lissome.core.cache import Cache, check_out, file_sha256
 from lissome.core.errors import BadInput, BadModel
+from lissome.engines.decoding.streaming import Streamed
 from lissome.kernels.decoder.native import Decoder, Pool, Weights
 from lissome.kernels.decoder.packed import Packed
 from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
-from lissome.nn.decoder.folder import DESCRIPTION, TOKENIZER, About, is_decoder, load_decoder, save_decoder
+from lissome.machine.budget import measured_budget, parse_bytes
+from lissome.nn.decoder.check import check_weights
+from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TOKENIZER, About, is_decoder, map_decoder
 from lissome.nn.decoder.gguf import Gguf, read_gguf
+from lissome.nn.decoder.pack_file import pack_file
 from lissome.nn.decoder.tokenizer import tokenizer_of
 from lissome.nn.decoder.weights import from_gguf
+from lissome.nn.mapped import Mapped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,10 +46,18 @@ class Batch:
 
 
 class Engine:
-    """A decoder with room for `slots` sequences of up to `capacity` tokens."""
+    """A decoder with room for `slots` sequences of up to `capacity` tokens. within: the file that the weights are views of, and what memory may be used."""
 
     def __init__(
-        self, weights: Weights, tokenizer: Tokenizer, about: About = About(), *, slots: int = 1, capacity: int | None = None, threads: int | None = None
+        self,
+        weights: Weights,
+        tokenizer: Tokenizer,
+        about: About = About(),
+        *,
+        slots: int = 1,
+        capacity: int | None = None,
+        threads: int | None = None,
+        within: tuple[Mapped, int] | None = None,
     ) -> None:
         if tokenizer.get_vocab_size() > weights.embedding.rows:
             raise BadModel(
@@ -53,10 +66,18 @@ class Engine:
             )
         self.weights, self.tokenizer, self.about = weights, tokenizer, about
         self.slots = slots
+        check_weights(weights, "the decoder")
+        if capacity and capacity > weights.cosine.shape[0]:
+            raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
         self.capacity = capacity or min(ROOM, weights.cosine.shape[0])
         self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-        if library().handle is None:
-            self._decoder: Decoder | Reference = Reference(weights, slots, self.capacity)
+        self._decoder: Decoder | Reference | Streamed
+        if within:
+            library().loaded()  # the plain twin widens whole matrices: it has no use for a budget
+            self._decoder = Streamed(weights, within[0], slots, capacity, self.threads, measured_budget(within[1]))
+            self.capacity = self._decoder.plan.capacity
+        elif library().handle is None:
+            self._decoder = Reference(weights, slots, self.capacity)
         else:
             self._decoder = Decoder(weights, slots, self.capacity, Pool(self.threads))
 
@@ -79,24 +100,34 @@ class Engine:
         layers = len(self.weights.layers)
         if not 0 <= first < last <= layers:
             raise BadInput(f"there are no layers {first} to {last}: the model has {layers}", expected=f"0 <= first < last <= {layers}")
+        if isinstance(self._decoder, Streamed):
+            raise BadInput("layers alone cannot be had within a memory budget", do="leave out --memory-budget, or --draft-layers")
         return self._decoder.part(first, last, head)
+
+    @property
+    def streamed(self) -> Streamed | None:
+        """How a memory budget is kept; None where there is none."""
+        return self._decoder if isinstance(self._decoder, Streamed) else None
 
     def ends(self) -> set[int]:
         """Tokens after which nothing follows."""
         return set(self.about.end_tokens) | {token for text in ENDS if (token := self.tokenizer.token_to_id(text)) is not None}
 
 
-def open_engine(ref: str | Path, *, slots: int = 1, capacity: int | None = None, threads: int | None = None) -> Engine:
-    """The engine for a GGUF file or a decoder's folder. Raises BadModel for anything else."""
-    from tokenizers import Tokenizer
-
+def open_engine(ref: str | Path, *, slots: int = 1, capacity: int | None = None, threads: int | None = None, budget: int | str | None = None) -> Engine:
+    """The engine for a GGUF file or a decoder's folder. budget: bytes that this process may take at its peak, or "300MB"; a GGUF file is then packed first,
+    once, into the cache. Raises BadModel for anything else, and BadInput for a budget that is too small, with what is needed."""
     path = Path(ref).expanduser()
+    size = parse_bytes(budget) if isinstance(budget, str) else budget
+    if size is not None and path.is_file():
+        path = packed(path)
     if path.is_dir() and is_decoder(path):
-        weights, description = load_decoder(path)
-        return Engine(weights, Tokenizer.from_file(str(path / TOKENIZER)), description.about, slots=slots, capacity=capacity, threads=threads)
+        weights, description, mapped = map_decoder(path)
+        within = None if size is None else (mapped, size)
+        return Engine(weights, _tokenizer(path / TOKENIZER), description.about, slots=slots, capacity=capacity, threads=threads, within=within)
     if path.is_file():
         file = read_gguf(path)
-        return Engine(from_gguf(file), tokenizer_of(file), about_of(file), slots=slots, capacity=capacity, threads=threads)
+        return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), about_of(file), slots=slots, capacity=capacity, threads=threads)
     raise BadModel(f'no decoder at "{ref}"', expected="a GGUF file, or a folder that `lissome pack` wrote")
 
 
@@ -108,8 +139,23 @@ def about_of(file: Gguf) -> About:
     return About(chat_template=metadata.get("tokenizer.chat_template"), end_tokens=ends, begin_token=begin)
 
 
+def _tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception, for a file that is missing too
+        raise BadModel(f"its tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(path), do="pack the model again") from error
+
+
+def packed(path: Path) -> Path:
+    """The folder of a GGUF file, packed the first time and found by the file's sha256 afterwards."""
+    read_gguf(path)  # what is none is said before anything else
+    return Cache().folder("decoder", f"{file_sha256(path)[:16]}-{FORMAT}", lambda out: pack_gguf(path, out))
+
+
 def pack_gguf(path: Path, out: Path) -> None:
     """Write the decoder in a GGUF file into a folder that loads without being packed again."""
     check_out(out, DESCRIPTION)
     file = read_gguf(path)
-    save_decoder(from_gguf(file), out, tokenizer_of(file), about_of(file))
+    pack_file(file, out, tokenizer_of(file), about_of(file))

@@ -6,13 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lissome.core.errors import BadConfig, BadInput
+import torch
+
+from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.engines.decoding.engine import Engine
 from lissome.engines.decoding.sampling import Sampler, Sampling
 from lissome.engines.decoding.speculative import Drafting, Speculative
 
 Overflow = Literal["stop", "slide"]
-"""When a sequence fills its room: end there, or forget its older half and go on."""
+"""When a sequence fills its room: end there, or keep its first tokens and its newer half and go on. What is kept is read anew, at the places 0, 1, 2 ... that
+it then has: the logits are those of a text that never had more in it."""
+SINKS = 4
+"""First tokens that are kept when a text slides: models put much of their attention there, whatever they say (Xiao et al. 2023)."""
 
 
 @dataclass
@@ -38,15 +43,17 @@ def generate(
     """Pieces of text that follow `prompt`, as they come.
 
     most: tokens at the most. stop: texts that end it, not given out themselves. spoken: filled on the way. drafting: by the model's own early layers.
-    Raises BadInput for a prompt without tokens or longer than the room.
+    Raises BadInput for a prompt without tokens, or longer than the room where it may not slide; on the way BadModel for logits that are not finite and for
+    tokens that the tokenizer does not have, naming the step.
     """
     tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
     begin = engine.about.begin_token
     tokens = [begin, *tokens] if begin is not None and tokens[:1] != [begin] else tokens
     if not tokens:
         raise BadInput("the prompt has 0 tokens", expected="at least one", do="give some text")
-    if len(tokens) > engine.capacity:
-        raise BadInput(f"the prompt has {len(tokens):,} tokens, and there is room for {engine.capacity:,}", do="shorten it, or give --context more")
+    if len(tokens) > engine.capacity and overflow == "stop":
+        raise BadInput(f"the prompt has {len(tokens):,} tokens, and there is room for {engine.capacity:,}", do="shorten it, give --context more, or --slide")
+    tokens = _slid(tokens, engine.capacity) if len(tokens) > engine.capacity else tokens
     spoken = spoken if spoken is not None else Spoken()
     sampler = Sampler(sampling)
     spoken.drafts = Speculative(engine, sampler, drafting) if drafting else None
@@ -60,7 +67,7 @@ def _pieces(
     logits = reader.read(tokens)
     kept = list(tokens)
     while len(spoken.tokens) < most:
-        token = sampler.draw(logits, kept)
+        token = _drawn(engine, sampler, logits, kept, len(spoken.tokens))
         if token in ends:
             spoken.reason = "stop"
             break
@@ -76,7 +83,7 @@ def _pieces(
             if overflow == "stop":
                 spoken.reason = "room"
                 break
-            kept = kept[-(engine.capacity // 2) :]
+            kept = _slid(kept, engine.capacity)
             logits = reader.read(kept)
         else:
             logits = reader.read([token], start=len(kept) - 1)
@@ -85,6 +92,25 @@ def _pieces(
     rest = text.rest()
     if rest:
         yield rest
+
+
+def _drawn(engine: Engine, sampler: Sampler | Speculative, logits: torch.Tensor, kept: list[int], step: int) -> int:
+    """The next token; what is wrong is said with the step at which it came."""
+    where = f"token {step + 1} of the answer, place {len(kept)}"
+    try:
+        token = sampler.draw(logits, kept)
+    except BadModel as error:
+        raise BadModel(error.what, where=where, do=error.do) from error
+    size = engine.tokenizer.get_vocab_size()
+    if token >= size:
+        raise BadModel(f"the model says token {token:,}, and its tokenizer has {size:,}", where=where, do="give the tokenizer that the model was trained with")
+    return token
+
+
+def _slid(tokens: list[int], capacity: int) -> list[int]:
+    """The first tokens and the newest, half the room in all."""
+    sinks = min(SINKS, capacity // 4)
+    return tokens[:sinks] + tokens[len(tokens) - max(1, capacity // 2 - sinks) :]
 
 
 class _Text:
@@ -102,9 +128,10 @@ class _Text:
         found = [at for one in self.stop if (at := whole.find(one, max(0, self.given - len(one)))) >= 0]
         if found:
             return self._upto(whole, min(found)), True
-        if whole.endswith("\ufffd"):
-            return "", False
-        held = max((size for one in self.stop for size in range(1, len(one)) if whole.endswith(one[:size])), default=0)
+        # Bytes that begin a character decode to one replacement character until the rest comes; those before it stand, whole or broken for good.
+        broken = 1 if whole.endswith("\ufffd") else 0
+        settled = whole[: len(whole) - broken]
+        held = broken + max((size for one in self.stop for size in range(1, len(one)) if settled.endswith(one[:size])), default=0)
         piece = self._upto(whole, len(whole) - held)
         if not held and len(self.tokens) > 64 and whole.endswith((" ", "\n", ".")):  # a long text is not decoded from its beginning each time
             self.tokens, self.given = [], 0
@@ -131,5 +158,5 @@ def chat_prompt(engine: Engine, messages: Sequence[dict[str, str]]) -> str:
     try:
         made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
         return str(made.render(messages=list(messages), add_generation_prompt=True, bos_token="", eos_token=""))
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:  # a template is a program
         raise BadConfig(f"the model's chat template fails: {error}") from error

@@ -11,10 +11,12 @@ import torch
 
 from lissome.core.cache import disk_errors
 from lissome.core.config import Config
-from lissome.core.errors import BadModel
+from lissome.core.errors import BadInput, BadModel
 from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Packed
+from lissome.nn.decoder.check import check_sizes, check_weights
 from lissome.nn.decoder.ffn_record import FfnRecord, read_ffn, record_of, tensors_of
+from lissome.nn.mapped import Mapped, Tensors, unreadable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,42 +83,58 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
 
 def load_decoder(folder: Path) -> tuple[Weights, Description]:
     """The decoder in `folder`. Raises BadModel where it is not whole."""
-    from safetensors import SafetensorError, safe_open
+    return map_decoder(folder)[:2]
 
+
+def map_decoder(folder: Path) -> tuple[Weights, Description, Mapped]:
+    """The decoder in `folder`, its matrices as views of the mapped file. Raises BadModel where it is not whole, or its parts do not fit one another."""
     try:
-        description = Description.model_validate(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
-        if description.format != FORMAT:
-            raise BadModel(f"it is of format {description.format}", where=str(folder / DESCRIPTION), expected=f"format {FORMAT}", do="make it anew")
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    except (OSError, ValueError, SafetensorError) as error:
+        told = Description.model_validate(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise unreadable(folder / DESCRIPTION, error) from error
+    except (ValueError, RecursionError) as error:
         raise BadModel(f"the decoder cannot be read: {str(error).splitlines()[0]}", where=str(folder), expected=f"{DESCRIPTION} and {TENSORS}") from error
+    if told.format != FORMAT:
+        raise BadModel(f"it is of format {told.format}", where=str(folder / DESCRIPTION), expected=f"format {FORMAT}", do="make it anew")
+    check_sizes(told.layers, told.heads, told.kv_heads, told.dim, 1, str(folder / DESCRIPTION))
+    file = Tensors(folder / TENSORS)
 
     def packed(name: str) -> Packed:
-        if name not in description.matrices:
+        if name not in told.matrices:
             raise BadModel(f'it does not say what "{name}" is', where=str(folder / DESCRIPTION))
-        return Packed(_tensor(tensors, name, folder), **description.matrices[name].model_dump())
+        try:
+            return Packed(file.tensor(name), **told.matrices[name].model_dump())
+        except BadModel:
+            raise
+        except BadInput as error:
+            raise BadModel(f'"{name}": {error.what}', where=str(folder), expected=error.expected, do="make it anew") from error
 
     def layer(at: int) -> Layer:
-        record = description.ffn[at] if description.ffn else FfnRecord()
-        ffn = read_ffn(record, lambda name: _tensor(tensors, f"layers.{at}.{name}", folder))
-        norms = (_tensor(tensors, f"layers.{at}.{name}", folder) for name in ("attention_norm", "ffn_norm"))
-        return Layer(*norms, {name: packed(f"layers.{at}.{name}") for name in (*ATTENTION, *ffn.names())}, ffn)
+        try:
+            ffn = read_ffn(told.ffn[at] if told.ffn else FfnRecord(), lambda name: _floats(file, f"layers.{at}.{name}"))
+            norms = [_floats(file, f"layers.{at}.{name}") for name in ("attention_norm", "ffn_norm")]
+            return Layer(*norms, {name: packed(f"layers.{at}.{name}") for name in (*ATTENTION, *ffn.names())}, ffn)
+        except BadModel:
+            raise
+        except BadInput as error:
+            raise BadModel(f"layer {at}: {error.what}", where=str(folder), expected=error.expected, do="make it anew") from error
 
-    if description.ffn and len(description.ffn) != description.layers:
-        raise BadModel(f"it names {len(description.ffn)} feed-forward parts for {description.layers} layers", where=str(folder / DESCRIPTION))
-    layers = [layer(at) for at in range(description.layers)]
+    if told.ffn and len(told.ffn) != told.layers:
+        raise BadModel(f"it names {len(told.ffn)} feed-forward parts for {told.layers} layers", where=str(folder / DESCRIPTION))
+    layers = [layer(at) for at in range(told.layers)]
     embedding = packed("embedding")
-    head = embedding if description.tied else packed("head")
-    norm, cosine, sine = (_tensor(tensors, name, folder) for name in ("norm", "cosine", "sine"))
-    told = description
-    return Weights(layers, embedding, head, norm, cosine, sine, told.heads, told.kv_heads, told.dim, told.epsilon, told.scale), description
+    head = embedding if told.tied else packed("head")
+    norm, cosine, sine = (_floats(file, name) for name in ("norm", "cosine", "sine"))
+    weights = Weights(layers, embedding, head, norm, cosine, sine, told.heads, told.kv_heads, told.dim, told.epsilon, told.scale)
+    check_weights(weights, str(folder))
+    return weights, told, file.mapped
 
 
-def _tensor(tensors: Mapping[str, torch.Tensor], name: str, folder: Path) -> torch.Tensor:
-    if name not in tensors:
-        raise BadModel(f'there is no tensor "{name}"', where=str(folder / TENSORS), do="make it anew")
-    return tensors[name]
+def _floats(file: Tensors, name: str) -> torch.Tensor:
+    tensor = file.tensor(name)
+    if tensor.dtype != torch.float32:
+        raise BadModel(f'the tensor "{name}" is of {tensor.dtype}', where=str(file.path), expected="float32", do="make it anew")
+    return tensor
 
 
 def is_decoder(folder: Path) -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from lissome.core.errors import BadModel
 from lissome.kernels.decoder.packed import Codes
+from lissome.nn.mapped import unreadable
 
 MAGIC, VERSIONS, ALIGNMENT, BLOCK = b"GGUF", (2, 3), 32, 32
 DEEPEST, DIMENSIONS = 2, 4
@@ -51,15 +52,21 @@ class Gguf:
         """A tensor: floats as float32, codes as codes. Nothing is rounded. Raises BadModel where there is none."""
         if name not in self.entries:
             raise BadModel(f'there is no tensor "{name}".', where=str(self.path), expected="a whole model of the architecture that it names")
-        entry = self.entries[name]
-        raw = np.frombuffer(self.data, np.uint8, entry.size, entry.start)
-        if entry.kind == "F32":
-            return torch.from_numpy(raw.view("<f4").reshape(entry.shape).copy())
-        if entry.kind == "F16":
-            return torch.from_numpy(raw.view("<f2").reshape(entry.shape).astype(np.float32))
-        if entry.kind == "BF16":
-            return torch.from_numpy((raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(entry.shape))
-        return _codes(raw.reshape(*entry.shape[:-1], entry.shape[-1] // BLOCK, -1), entry.kind)
+        return slice_rows(self, name, 0, self.entries[name].shape[0])
+
+
+def slice_rows(file: Gguf, name: str, begin: int, end: int) -> torch.Tensor | Codes:
+    """Rows [begin, end) of a tensor that the file has, as `Gguf.tensor` gives them."""
+    entry = file.entries[name]
+    each, shape = entry.size // entry.shape[0], (end - begin, *entry.shape[1:])
+    raw = np.frombuffer(file.data, np.uint8, each * (end - begin), entry.start + each * begin)
+    if entry.kind == "F32":
+        return torch.from_numpy(raw.view("<f4").reshape(shape).copy())
+    if entry.kind == "F16":
+        return torch.from_numpy(raw.view("<f2").reshape(shape).astype(np.float32))
+    if entry.kind == "BF16":
+        return torch.from_numpy((raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape))
+    return _codes(raw.reshape(*shape[:-1], shape[-1] // BLOCK, -1), entry.kind)
 
 
 def _codes(blocks: np.ndarray, kind: str) -> Codes:
@@ -77,11 +84,14 @@ def _codes(blocks: np.ndarray, kind: str) -> Codes:
 
 def read_gguf(path: Path) -> Gguf:
     """Open a file. Raises BadModel where it is none, is cut short, or holds a type that is not offered (named)."""
-    size = path.stat().st_size
-    if size < 24:
-        raise BadModel(f"it has {size} bytes and is no GGUF file", where=str(path))
-    with path.open("rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        size = path.stat().st_size
+        if size < 24:
+            raise BadModel(f"it has {size} bytes and is no GGUF file", where=str(path))
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise unreadable(path, error) from error
     reader = _Reader(data, path)
     if bytes(data[:4]) != MAGIC:
         raise BadModel("it does not begin with GGUF", where=str(path), expected="a GGUF file")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from lissome.core.errors import BadModel
 from lissome.kernels.decoder.ffn import ACTIVATIONS, BY_NEURON, Ffn
 from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Codes, Packed, pack, pack_by_neuron
+from lissome.nn.decoder.check import check_gguf, check_sizes
 from lissome.nn.decoder.gguf import Gguf
 from lissome.nn.ffn.plan import plan_of
 
@@ -28,15 +31,13 @@ Rounding = Callable[[str, torch.Tensor], torch.Tensor | Codes]
 """(name, weights [outputs, inputs]) -> what the kernel is to read."""
 
 
-def from_gguf(file: Gguf) -> Weights:
-    """The decoder in a GGUF file; codes stay the codes they are. Raises BadModel for an architecture that is not offered."""
-    architecture = file.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise BadModel(f'its architecture is "{architecture}"', where=str(file.path), expected=", ".join(ARCHITECTURES))
-    number = _numbers(file, f"{architecture}.")
-    heads, hidden, layers = (number(key) for key in ("attention.head_count", "embedding_length", "block_count"))
-    kv_heads = number("attention.head_count_kv", heads)
-    dim = number("attention.key_length", hidden // heads)
+def from_gguf(file: Gguf, positions: int | None = None) -> Weights:
+    """The decoder in a GGUF file; codes stay the codes they are. positions: turned ahead, where fewer than the model was made for will do.
+
+    Raises BadModel for an architecture that is not offered, and for parts that do not fit one another.
+    """
+    plan = plan_of(file, positions)
+    heads, kv_heads, dim = plan.heads, plan.kv_heads, plan.dim
     unturned = {"q": heads, "k": kv_heads}
 
     def layer(at: int) -> Layer:
@@ -47,10 +48,41 @@ def from_gguf(file: Gguf) -> Weights:
 
     embedding = pack(file.tensor("token_embd.weight"))
     head = pack(file.tensor("output.weight")) if "output.weight" in file.entries else embedding
-    cosine, sine = rotations(dim, number("context_length"), float(file.metadata.get(f"{architecture}.rope.freq_base", 10000.0)))
-    epsilon = float(file.metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5))
+    cosine, sine = rotations(dim, plan.positions, plan.base)
     norm = _floats(file.tensor("output_norm.weight"))
-    return Weights([layer(at) for at in range(layers)], embedding, head, norm, cosine, sine, heads, kv_heads, dim, epsilon, dim**-0.5)
+    return Weights([layer(at) for at in range(plan.layers)], embedding, head, norm, cosine, sine, heads, kv_heads, dim, plan.epsilon, dim**-0.5)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the decoder in a GGUF file. positions: turned ahead; base: of the rotations."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    positions: int
+    base: float
+    epsilon: float
+
+
+def plan_of(file: Gguf, positions: int | None = None) -> Plan:
+    """What a file's metadata says, held against its tensors. Raises BadModel for an architecture that is not offered, and for parts that do not fit."""
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise BadModel(f'its architecture is "{architecture!s:.50}"', where=str(file.path), expected=", ".join(ARCHITECTURES))
+    number = _numbers(file, f"{architecture}.")
+    heads, hidden, layers = (number(key) for key in ("attention.head_count", "embedding_length", "block_count"))
+    kv_heads = number("attention.head_count_kv", heads)
+    dim = number("attention.key_length", max(1, hidden // heads))
+    context = number("context_length")
+    turned = min(context, positions or context)
+    check_sizes(layers, heads, kv_heads, dim, turned, str(file.path))
+    check_gguf(file, GGUF_NAMES, {"layers": layers, "hidden": hidden, "heads": heads, "kv_heads": kv_heads, "dim": dim})
+    base = _real(file, f"{architecture}.rope.freq_base", 10000.0)
+    epsilon = _real(file, f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+    return Plan(layers, hidden, heads, kv_heads, dim, turned, base, epsilon)
 
 
 def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weights:
@@ -102,10 +134,10 @@ def _ffn(model: PreTrainedModel, at: int) -> Ffn:
     return Ffn("gate-first" if plan.on == "gate" else "product", activation, threshold)
 
 
-def rotations(dim: int, positions: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [positions, dim / 2] of rotary embeddings (Su et al. 2021)."""
+def rotations(dim: int, positions: int, base: float, begin: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [positions - begin, dim / 2] of rotary embeddings (Su et al. 2021), from the position `begin` on."""
     rates = 1.0 / base ** (torch.arange(0, dim, 2).float() / dim)
-    angles = torch.arange(positions)[:, None].float() * rates
+    angles = torch.arange(begin, positions)[:, None].float() * rates
     return angles.cos(), angles.sin()
 
 
@@ -118,6 +150,13 @@ def halves_first(weights: torch.Tensor | Codes, heads: int) -> torch.Tensor | Co
 
 def _turned(rows: torch.Tensor, heads: int) -> torch.Tensor:
     return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape).contiguous()
+
+
+def _real(file: Gguf, key: str, default: float) -> float:
+    value = file.metadata.get(key, default)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise BadModel(f'its metadata has {value!r:.50} for "{key}"', where=str(file.path), expected="a number above 0")
+    return float(value)
 
 
 def _floats(weights: torch.Tensor | Codes) -> torch.Tensor:
