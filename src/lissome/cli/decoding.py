@@ -10,6 +10,7 @@ import typer
 
 from lissome.cli.emit import JsonFlag, configured, emit_json, show
 from lissome.core.errors import Interrupted
+from lissome.core.progress import terminal
 
 DecoderArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a folder that `lissome pack` wrote.")]
 Most = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens at the most.")]
@@ -132,13 +133,33 @@ def bench_decode(
 
 
 def pack(
-    model: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")], out: Annotated[Path, typer.Option(help="Folder for the decoder.")]
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face folder, or a folder of `lissome quantize` or `qat`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the decoder.")],
+    method: Annotated[
+        str | None, typer.Option(help="How float weights become 4 bits: rtn, absolute, mse, awq, gptq or awq+gptq; the last three need text. By default mse.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="File or folder of calibration text.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="Or: a language-modelling task, whose calibration split serves.")] = None,
+    group: Annotated[int | None, typer.Option(help="Columns that share a scale: 32, 64 or 128. By default 32.")] = None,
+    symmetric: Annotated[bool | None, typer.Option("--symmetric/--asymmetric", help="Scales without an offset (Q4_0); with one otherwise (Q4_1).")] = None,
+    embedding: Annotated[int | None, typer.Option(help="Bits of the embedding and the head: 4, 8 or 32. By default 8.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of calibration text. By default 8,192.")] = None,
+    gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a GGUF file for llama.cpp too; groups of 32.")] = None,
+    json: JsonFlag = False,
 ) -> None:
-    """Put a GGUF file's weights, exactly as they are, into the layout that the kernel reads: it then loads at once."""
-    from lissome.engines.decoding.engine import pack_gguf
+    """Put a decoder's weights into the layout that the kernel reads. Codes stay exactly as they are; floats are rounded to 4 bits once."""
+    from lissome.compress.quantize.decoder import RoundConfig
+    from lissome.compress.quantize.packing import as_document, pack_to
 
-    pack_gguf(model, out)
-    show(f"Model  {out}")
+    given = {"method": method, "group": group, "symmetric": symmetric, "embedding": embedding, "tokens": tokens}
+    config = configured(RoundConfig, "rounding", **given) if any(one is not None for one in given.values()) else None
+    with terminal() as progress:
+        found = pack_to(out, model, config, text=text, task=task, gguf=gguf, progress=progress)
+    if json:
+        emit_json(as_document(found))
+        return
+    lines = [f"Method {found.method or 'codes kept as they are'}", f"Size   {found.mb:.1f} MB of matrices, {found.mb_float:.1f} MB in float32"]
+    show("\n".join([*lines, f"Model  {out}", *([f"GGUF   {gguf}"] if gguf else [])]))
 
 
 def _sampling(**options: Any) -> Any:

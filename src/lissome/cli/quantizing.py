@@ -45,6 +45,8 @@ def quantize(
     least_examples: Annotated[int, typer.Option(help="Fewer calibration examples than this are refused.")] = 8,
     smooth: Annotated[float | None, typer.Option(help="SmoothQuant's alpha, 0 to 1; left out, nothing is equalised.")] = None,
     group: Annotated[int, typer.Option(help="Input channels that share a weight scale, for w8a16 and w4a16.")] = 32,
+    symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Weights without a zero point, for w8a16 and w4a16.")] = True,
+    rounding: Annotated[str, typer.Option(help="Of w8a16 and w4a16 weights: rtn, absolute, mse, awq, gptq or awq+gptq; the last three need a task.")] = "mse",
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction/--no-bias-correction", "--bias_correction/--no_bias_correction", help="Shift biases by the mean error.")
     ] = False,
@@ -62,6 +64,8 @@ def quantize(
         "percentile": percentile,
         "smooth": smooth,
         "group": group,
+        "symmetric": symmetric,
+        "rounding": rounding,
         "adaptive_layers": kept,
         "sensitivity": sensitivity,
     }

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from lissome.compress.quantize.packing import pack_to
 from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.engines.decoding.bench import bench
-from lissome.engines.decoding.engine import Batch, Engine, open_engine, pack_gguf
+from lissome.engines.decoding.engine import Batch, Engine, open_engine
 from lissome.engines.decoding.sampling import Sampling
 from lissome.engines.decoding.text import Spoken, chat_prompt, generate
 from lissome.nn.decoder.folder import DESCRIPTION, TENSORS, About
@@ -93,7 +94,7 @@ def test_two_sequences_side_by_side_are_as_each_alone(engine):
 
 
 def test_a_packed_folder_says_the_same_and_is_loaded_without_a_copy(path, tmp_path, engine):
-    pack_gguf(path, tmp_path / "packed")
+    pack_to(tmp_path / "packed", str(path))
     again = open_engine(tmp_path / "packed", capacity=64, threads=1)
     assert torch.equal(again.read([5, 6, 7]), engine.read([5, 6, 7]))
     assert again.about == engine.about and again.ends() == engine.ends()
@@ -127,7 +128,7 @@ def test_bad_prompts(engine):
 def test_bad_models(path, tmp_path, engine):
     with pytest.raises(BadModel, match="no decoder at"):
         open_engine(tmp_path)
-    pack_gguf(path, tmp_path / "packed")
+    pack_to(tmp_path / "packed", str(path))
     (tmp_path / "packed" / TENSORS).write_bytes((tmp_path / "packed" / TENSORS).read_bytes()[:1000])
     with pytest.raises(BadModel, match=r"ends at byte [\d,]+, and the file at 1,000|claims a header of"):
         open_engine(tmp_path / "packed")

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from lissome.compress.batches import examples_in, forward, labels_of
+from lissome.compress.quantize.by_inputs import round_weights, scale_by_inputs, weight_only
 from lissome.compress.quantize.calibrate import Point, calibrate, extremes
 from lissome.compress.quantize.config import QuantizeConfig
 from lissome.compress.quantize.correct import bias_of, correct_biases
 from lissome.compress.quantize.equalise import absorb_norms, folds, smooth
+from lissome.compress.quantize.grids import Search
 from lissome.compress.quantize.sensitivity import perturbations, sensitivity, weight_errors
 from lissome.compress.quantize.simulate import KINDS, simulate
 from lissome.compress.quantize.weights import weight_scales
@@ -24,7 +26,7 @@ from lissome.compress.quantize.wiring import NOTHING, RELU, Node, Wiring, feeds_
 from lissome.core.errors import BadInput, BadModel, closest
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
-from lissome.core.quantization import LayerQuant, LayerScales, Quantization, Quantized, Range, Scales
+from lissome.core.quantization import WEIGHT_ONLY, LayerQuant, LayerScales, Quantization, Quantized, Range, Scales
 from lissome.nn.load import as_model, finished
 from lissome.train.batches import Ordered, ordered
 
@@ -49,11 +51,17 @@ def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, bat
     notes += [f"left in float, as nn.MultiheadAttention reads their weights without calling them: {', '.join(uncalled)}"] if uncalled else []
     norms: dict[str, str] = {}
     wiring: Wiring | None = None
-    if data is not None and (static or config.smooth is not None):
+    by_inputs = config.by_inputs and bool(weight_only(module, layers))
+    if config.by_inputs and not by_inputs:
+        raise BadInput(f"{config.rounding} rounds weight-only linear layers, and there is none.", expected="w4a16 or w8a16", do="take --precision w4a16")
+    scaled = by_inputs and "awq" in config.rounding
+    if data is not None and (static or config.smooth is not None or scaled):
         wiring = trace(module, next(iter(data.epoch(0))))
         norms = absorb_norms(module, wiring)
     if data is not None and wiring is not None and config.smooth is not None:
         notes.append(_smoothed(module, wiring, data, layers, config, config.smooth, progress))
+    if data is not None and wiring is not None and scaled:
+        notes.append(scale_by_inputs(module, wiring, data, layers, progress))
     quantization = Quantization(layers=layers, norms={conv: norm for conv, norm in norms.items() if conv in layers})
     ranges: dict[Point, Range] = {}
     if data is not None and static:
@@ -62,7 +70,7 @@ def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, bat
         unreached = [name for name, side in points if side == "input" and (name, side) not in ranges]
         notes += [f"{name} stays in float: no calibration example reached it" for name in unreached]
         quantization = _without(quantization, unreached)
-    scales = _scales(module, quantization, ranges, wiring)
+    scales = _scales(module, quantization, ranges, wiring, config.search)
     measured: Mapping[str, float] = {}
     if config.adaptive_layers:
         if data is not None:
@@ -73,7 +81,11 @@ def quantize(model: Model | nn.Module, config: QuantizeConfig | None = None, bat
             notes.append("there are no calibration examples, so layers were ranked by how much rounding changes their weights, not the outputs")
         spared = sorted(measured, key=lambda name: -measured[name])[: config.spared(len(measured))]
         quantization = _spared(quantization, spared, config)
-        scales = _scales(module, quantization, ranges, wiring)
+        scales = _scales(module, quantization, ranges, wiring, config.search)
+    if data is not None and by_inputs:
+        feedback = "gptq" in config.rounding
+        rounded = round_weights(module, data, quantization.layers, feedback=feedback, damp=config.damp, progress=progress)
+        scales = Scales({**scales.layers, **rounded})
     if config.bias_correction and data is not None:
         correct_biases(module, data, quantization, scales, progress)
     if data is not None:
@@ -142,7 +154,7 @@ def checked_data(batches: Any, config: QuantizeConfig, *, static: bool) -> tuple
     Raises BadInput where they are needed and absent, where there is none in them, and where what is found on them would rest on too few.
     """
     if batches is None:
-        need = "int8-static" if static else "smooth" if config.smooth is not None else ""
+        need = "int8-static" if static else "smooth" if config.smooth is not None else config.rounding if config.by_inputs else ""
         if need:
             raise BadInput(
                 f"{need} needs calibration examples, and there are none.",
@@ -159,7 +171,7 @@ def checked_data(batches: Any, config: QuantizeConfig, *, static: bool) -> tuple
             classes.update(labels.tolist())
     if not examples:
         raise BadInput("the calibration batches hold no example.", expected="100 to 300 examples like those it will meet", do="check the data and its filters")
-    if not (static or config.smooth is not None or config.adaptive_layers or config.bias_correction):
+    if not (static or config.smooth is not None or config.adaptive_layers or config.bias_correction or config.by_inputs):
         return data, []  # a batch of them is run to see that the result gives numbers, no more
     if examples < config.least_examples:
         raise BadInput(
@@ -204,7 +216,7 @@ def _points(module: nn.Module, quantization: Quantization) -> list[Point]:
     return points
 
 
-def _scales(module: nn.Module, quantization: Quantization, ranges: Mapping[Point, Range], wiring: Wiring | None) -> Scales:
+def _scales(module: nn.Module, quantization: Quantization, ranges: Mapping[Point, Range], wiring: Wiring | None, search: Search) -> Scales:
     """Scales of every integer layer. A convolution's result is rounded too, unless a rounding follows anyway."""
     static = {name for name, quant in quantization.layers.items() if quant.precision == "int8-static"}
 
@@ -216,7 +228,7 @@ def _scales(module: nn.Module, quantization: Quantization, ranges: Mapping[Point
         layer = module.get_submodule(name)
         if not quant.integer:
             continue
-        scales = weight_scales(layer.weight, quant)  # type: ignore[arg-type]
+        scales = weight_scales(layer.weight, quant, search if quant.precision in WEIGHT_ONLY else "mse")  # type: ignore[arg-type]
         if isinstance(layer, nn.Embedding) or quant.precision != "int8-static":
             found[name] = scales
             continue

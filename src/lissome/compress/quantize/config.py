@@ -13,6 +13,9 @@ from lissome.core.quantization import WEIGHT_ONLY, LayerPrecision, LayerQuant
 from lissome.train.config import TrainConfig
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
+Rounding = Literal["rtn", "absolute", "mse", "awq", "gptq", "awq+gptq"]
+BY_INPUTS = ("awq", "gptq", "awq+gptq")
+"""What needs calibration examples."""
 
 
 class QuantizeConfig(Config):
@@ -27,6 +30,9 @@ class QuantizeConfig(Config):
     Off by default: it may harm where ranges clip much.
     smooth: move the size of activations into the weights where that is exact, 0 to 1 (SmoothQuant's alpha, Xiao et al. 2022); None: not at all.
     group, symmetric: of weight-only layers, see LayerQuant. reduce_range: 7-bit weights, for CPUs whose int8 products saturate.
+    rounding: how weight-only layers get their integers: by the extremes of each group (rtn), by a search for the scale with the least absolute or squared error
+    of the weights, with channels scaled by their inputs first (awq, Lin et al. 2023), or with each rounding's error taken back in the weights still to be
+    rounded (gptq, Frantar et al. 2022; its `damp` is a share of the mean of the Hessian's diagonal).
     layers: exceptions by layer name; a name with * or ? is a pattern, and the last that fits counts.
     adaptive_layers: how many of the most sensitive layers are spared: a share below 1, or a number. adaptive_precision: what they are left in.
     sensitivity: how a layer's is found: the divergence of the outputs when it alone is rounded, measured layer by layer, or its estimate from gradients,
@@ -42,6 +48,8 @@ class QuantizeConfig(Config):
     group: Literal[16, 32, 64, 128, 256] | None = 32
     symmetric: bool = True
     reduce_range: bool = False
+    rounding: Rounding = "mse"
+    damp: float = Field(default=0.01, gt=0)
     layers: Mapping[str, LayerQuant] = {}
     adaptive_layers: float = Field(default=0, ge=0)
     adaptive_precision: Literal["bf16", "fp32"] = "bf16"
@@ -66,7 +74,19 @@ class QuantizeConfig(Config):
     def _whole(self) -> QuantizeConfig:
         if self.adaptive_layers > 1 and self.adaptive_layers != int(self.adaptive_layers):
             raise ValueError("adaptive_layers is a share below 1 or a whole number of layers")
+        if self.bias_correction and "gptq" in self.rounding:
+            raise ValueError("gptq makes up for the mean error in the weights: leave bias_correction out")
         return self
+
+    @property
+    def by_inputs(self) -> bool:
+        """Whether weights are rounded by what goes into their layers."""
+        return self.rounding in BY_INPUTS
+
+    @property
+    def search(self) -> Literal["rtn", "absolute", "mse"]:
+        """How the scales of weights are searched where inputs are not looked at."""
+        return "mse" if self.rounding in BY_INPUTS else self.rounding  # type: ignore[return-value]
 
     def spared(self, layers: int) -> int:
         """How many of `layers` layers are spared."""

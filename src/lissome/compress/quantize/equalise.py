@@ -98,23 +98,30 @@ def smooth(module: nn.Module, batch: Any, found: Iterable[Fold], largest: Mappin
     before = forward(module, batch)
     for fold in found:
         targets: list[Any] = [module.get_submodule(name) for name in fold.targets]
-        origin: Any = module.get_submodule(fold.source)
         activations = torch.stack([largest[name] for name in fold.targets]).amax(0)
         weights = torch.stack([layer.weight.abs().amax(0) for layer in targets]).amax(0)
         factor = (activations.clamp_min(1e-5) ** alpha / weights.clamp_min(1e-5) ** (1 - alpha)).clamp(1e-4, 1e4)
-        if len(factor) != len(origin.weight):
-            continue
-        changed = [origin, *targets]
-        kept = [(parameter, parameter.clone()) for layer in changed for parameter in layer.parameters()]
-        origin.weight /= factor.view(-1, *[1] * (origin.weight.ndim - 1))
-        if getattr(origin, "bias", None) is not None:
-            origin.bias /= factor
-        for layer in targets:
-            layer.weight *= factor
-        after = forward(module, batch)
-        if torch.linalg.vector_norm(after - before) <= EXACT * torch.linalg.vector_norm(before):
+        if fold_in(module, batch, fold, factor, before):
             applied.append(fold)
-        else:
-            for parameter, value in kept:
-                parameter.copy_(value)
     return applied
+
+
+@torch.no_grad()
+def fold_in(module: nn.Module, batch: Any, fold: Fold, factor: torch.Tensor, before: torch.Tensor) -> bool:
+    """Divide a fold's source by factor [channels] and multiply its targets, in place; undone, and False, where the outputs on `batch` are not `before`'s."""
+    targets: list[Any] = [module.get_submodule(name) for name in fold.targets]
+    origin: Any = module.get_submodule(fold.source)
+    if len(factor) != len(origin.weight):
+        return False
+    kept = [(parameter, parameter.clone()) for layer in (origin, *targets) for parameter in layer.parameters()]
+    origin.weight /= factor.view(-1, *[1] * (origin.weight.ndim - 1))
+    if getattr(origin, "bias", None) is not None:
+        origin.bias /= factor
+    for layer in targets:
+        layer.weight *= factor
+    after = forward(module, batch)
+    if torch.linalg.vector_norm(after - before) <= EXACT * torch.linalg.vector_norm(before):
+        return True
+    for parameter, value in kept:
+        parameter.copy_(value)
+    return False

@@ -18,8 +18,9 @@ from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
 from lissome.machine.budget import measured_budget, parse_bytes
 from lissome.nn.decoder.check import check_weights
+from lissome.nn.decoder.checkpoint import gguf_about
 from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TOKENIZER, About, is_decoder, map_decoder
-from lissome.nn.decoder.gguf import Gguf, read_gguf
+from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.pack_file import pack_file
 from lissome.nn.decoder.tokenizer import tokenizer_of
 from lissome.nn.decoder.weights import from_gguf
@@ -127,16 +128,8 @@ def open_engine(ref: str | Path, *, slots: int = 1, capacity: int | None = None,
         return Engine(weights, _tokenizer(path / TOKENIZER), description.about, slots=slots, capacity=capacity, threads=threads, within=within)
     if path.is_file():
         file = read_gguf(path)
-        return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), about_of(file), slots=slots, capacity=capacity, threads=threads)
+        return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), gguf_about(file), slots=slots, capacity=capacity, threads=threads)
     raise BadModel(f'no decoder at "{ref}"', expected="a GGUF file, or a folder that `lissome pack` wrote")
-
-
-def about_of(file: Gguf) -> About:
-    """What a GGUF file says of how it is to be used."""
-    metadata = file.metadata
-    ends = tuple(one for key in ("eos_token_id", "eot_token_id") if isinstance(one := metadata.get(f"tokenizer.ggml.{key}"), int))
-    begin = metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
-    return About(chat_template=metadata.get("tokenizer.chat_template"), end_tokens=ends, begin_token=begin)
 
 
 def _tokenizer(path: Path) -> Tokenizer:
@@ -158,4 +151,4 @@ def pack_gguf(path: Path, out: Path) -> None:
     """Write the decoder in a GGUF file into a folder that loads without being packed again."""
     check_out(out, DESCRIPTION)
     file = read_gguf(path)
-    pack_file(file, out, tokenizer_of(file), about_of(file))
+    pack_file(file, out, tokenizer_of(file), gguf_about(file))

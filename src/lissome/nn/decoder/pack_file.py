@@ -16,7 +16,7 @@ from lissome.core.errors import BadModel
 from lissome.kernels.decoder.packed import Bits, pack, packed_bytes
 from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TENSORS, TOKENIZER, About, Description, Matrix
 from lissome.nn.decoder.gguf import Gguf, slice_rows
-from lissome.nn.decoder.weights import GGUF_NAMES, Plan, halves_first, plan_of, rotations
+from lissome.nn.decoder.weights import GGUF_NAMES, Plan, halves_first, gguf_plan, rotations
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +29,7 @@ POSITIONS = 1024
 
 def pack_file(file: Gguf, folder: Path, tokenizer: Tokenizer, about: About) -> None:
     """Write the decoder in a GGUF file, codes as they are, into `folder`. Raises BadModel as `from_gguf` does."""
-    plan = plan_of(file)
+    plan = gguf_plan(file)
     floats, matrices = _floats(plan), _matrices(file, plan)
     described = {name: one for name, (_, one, _) in matrices.items()}
     plain: dict[str, Any] = {"heads": plan.heads, "kv_heads": plan.kv_heads, "dim": plan.dim, "epsilon": plan.epsilon, "scale": plan.dim**-0.5}

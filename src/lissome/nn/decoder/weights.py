@@ -36,7 +36,7 @@ def from_gguf(file: Gguf, positions: int | None = None) -> Weights:
 
     Raises BadModel for an architecture that is not offered, and for parts that do not fit one another.
     """
-    plan = plan_of(file, positions)
+    plan = gguf_plan(file, positions)
     heads, kv_heads, dim = plan.heads, plan.kv_heads, plan.dim
     unturned = {"q": heads, "k": kv_heads}
 
@@ -67,12 +67,12 @@ class Plan:
     epsilon: float
 
 
-def plan_of(file: Gguf, positions: int | None = None) -> Plan:
+def gguf_plan(file: Gguf, positions: int | None = None) -> Plan:
     """What a file's metadata says, held against its tensors. Raises BadModel for an architecture that is not offered, and for parts that do not fit."""
     architecture = file.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise BadModel(f'its architecture is "{architecture!s:.50}"', where=str(file.path), expected=", ".join(ARCHITECTURES))
-    number = _numbers(file, f"{architecture}.")
+    number = numbers_of(file, f"{architecture}.")
     heads, hidden, layers = (number(key) for key in ("attention.head_count", "embedding_length", "block_count"))
     kv_heads = number("attention.head_count_kv", heads)
     dim = number("attention.key_length", max(1, hidden // heads))
@@ -163,7 +163,9 @@ def _floats(weights: torch.Tensor | Codes) -> torch.Tensor:
     return weights.dense() if isinstance(weights, Codes) else weights
 
 
-def _numbers(file: Gguf, prefix: str) -> Callable[..., int]:
+def numbers_of(file: Gguf, prefix: str) -> Callable[..., int]:
+    """(key, default) -> a whole number above 0 of the metadata under the prefix. Raises BadModel for anything else."""
+
     def number(key: str, default: int | None = None) -> int:
         value = file.metadata.get(prefix + key, default)
         if not isinstance(value, int) or value < 1:
