@@ -116,13 +116,13 @@ def perplexity(model: Any, folder: Path, ways: Ways, length: int, count: int, ed
                     "to": end,
                     "texts": len(texts),
                     "perplexity": float(np.exp(-values[:, here].mean())),
-                    "times_dense": _multiple(loss),
+                    "times_dense": multiple(loss),
                 }
             )
     return rows
 
 
-def _multiple(loss: np.ndarray) -> Document:
+def multiple(loss: np.ndarray) -> Document:
     """exp of the mean of log-likelihoods lost [texts, tokens], its interval by resampling segments of the texts (percentile bootstrap, seeded)."""
     cut = [piece.mean() for text in loss for piece in np.array_split(text, max(1, len(text) // SEGMENT))]
     values, rng = np.array(cut), np.random.default_rng(0)
