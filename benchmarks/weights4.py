@@ -149,7 +149,7 @@ def trained(folder: Path, texts: Texts, true: np.ndarray, given: argparse.Namesp
         return -token_log_likelihoods(module, batch, following).sum() / (ids.numel() - len(ids))
 
     training = TrainConfig(epochs=given.steps / len(batches), lr=given.lr, precision="fp32")
-    after = qat(model, start, loss, batches, training, progress=progress)
+    after = qat(model, start, loss, batches, training, scale_lr=1e-4, progress=progress)
     rows.append(judged(f"gptq, trained {given.steps} steps", 32, "symmetric", from_quantized(after), texts, true, time.perf_counter() - begun))
     return rows
 

@@ -116,7 +116,7 @@ def test_training_goes_on_from_what_feedback_found():
             expected = forward(model.module, batch)
         return (forward(module, batch) - expected).square().mean()
 
-    trained = qat(model, start, loss, rows(), TrainConfig(epochs=30, lr=1e-3, precision="fp32"))
+    trained = qat(model, start, loss, rows(), TrainConfig(epochs=20, lr=3e-4, precision="fp32"), scale_lr=1e-4)
     assert away(model, trained) < away(model, start)
 
 

@@ -69,6 +69,8 @@ class Grid:
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """What codes [rows, columns] stand for."""
         scale, offset = self.of_columns(codes.shape[1])
+        if self.rule.whole:  # as `lissome.core.quantization` has it, to the bit
+            return (codes + torch.round(offset / scale)) * scale
         return codes * scale + offset
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
