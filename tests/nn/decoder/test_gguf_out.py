@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
-from pathlib import Path
+import sys
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from lissome.nn.decoder.weights import from_gguf, from_llama, halves_first
 
 from .small import as_gguf, coded, llama
 
-LLAMA_PYTHON = Path("/work/llama-venv/bin/python")
+LLAMA_PYTHON = os.environ.get("LISSOME_LLAMA_PYTHON", sys.executable)
+"""An interpreter that has llama-cpp-python, which may live in an environment of its own."""
 TEXT = "the man, 42é and a thread\n"
 
 
@@ -96,19 +98,20 @@ def test_tokenizers_that_cannot_be_written_are_named(tokenizer, message):
 
 
 @pytest.mark.peer
-@pytest.mark.skipif(not LLAMA_PYTHON.exists(), reason="llama-cpp-python is not installed beside this")
 def test_llama_cpp_says_the_same_tokens(file, tmp_path):
     from lissome.engines.decoding.engine import open_engine
     from lissome.engines.decoding.sampling import Sampling
     from lissome.engines.decoding.text import generate
 
+    if subprocess.run([LLAMA_PYTHON, "-c", "import llama_cpp"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no llama-cpp-python; LISSOME_LLAMA_PYTHON names an interpreter that has it")
     path = tmp_path / "ours.gguf"
     save_gguf(path, from_gguf(file), gguf_shape(file), tokenizer_of(file), gguf_about(file))
     program = (
         "import sys, llama_cpp; m = llama_cpp.Llama(sys.argv[1], n_ctx=64, n_threads=1, verbose=False)\n"
         "print(m.tokenize(b'the man', add_bos=False)); print(repr(m('the man', max_tokens=5, temperature=0)['choices'][0]['text']))"
     )
-    done = subprocess.run([str(LLAMA_PYTHON), "-c", program, str(path)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([LLAMA_PYTHON, "-c", program, str(path)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     engine = open_engine(path, threads=1)
     assert str(engine.tokenizer.encode("the man").ids) in done.stdout

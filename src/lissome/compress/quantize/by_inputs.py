@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lissome.compress.batches import forward
+from lissome.compress.quantize.calibrate import Point, look_through
 from lissome.compress.quantize.equalise import fold_in, folds
 from lissome.compress.quantize.feedback import Inputs, channel_scales, round_by_inputs
 from lissome.compress.quantize.weights import layer_scales, rule_of, weight_grid
@@ -29,20 +30,15 @@ def weight_only(module: nn.Module, layers: Mapping[str, LayerQuant]) -> dict[str
     return {name: quant for name, quant in layers.items() if quant.precision in WEIGHT_ONLY and isinstance(module.get_submodule(name), nn.Linear)}
 
 
-@torch.no_grad()
 def collect(module: nn.Module, batches: Ordered, names: Iterable[str], progress: Progress) -> dict[str, Inputs]:
     """The inputs of linear layers over all batches. Raises BadModel, naming the layer, where they are not finite."""
     layers: dict[str, Any] = {name: module.get_submodule(name) for name in names}
     found = {name: Inputs(layer.in_features) for name, layer in layers.items()}
-    handles = [layer.register_forward_pre_hook(lambda _, args, name=name: found[name].add(args[0], f"the layer {name}")) for name, layer in layers.items()]
-    progress.stage("calibrate: inputs", len(batches) or None)
-    try:
-        for batch in batches.epoch(0):
-            forward(module, batch)
-            progress.step()
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def look(point: Point, value: torch.Tensor) -> None:
+        found[point[0]].add(value, f"the layer {point[0]}")
+
+    look_through(module, batches, [(name, "input") for name in layers], look, "calibrate: inputs", progress)
     return found
 
 
@@ -55,8 +51,9 @@ def scale_by_inputs(module: nn.Module, wiring: Wiring, batches: Ordered, layers:
     batch, applied = next(iter(batches.epoch(0))), 0
     before = forward(module, batch)
     for fold in found:
-        quant, targets = wanted[fold.targets[0]], [module.get_submodule(name) for name in fold.targets]
-        scales = channel_scales([layer.weight.float() for layer in targets], seen[fold.targets[0]], quant.group, rule_of(quant))  # type: ignore[operator]
+        quant = wanted[fold.targets[0]]
+        weights: list[Any] = [module.get_submodule(name).weight for name in fold.targets]
+        scales = channel_scales([weight.float() for weight in weights], seen[fold.targets[0]], quant.group, rule_of(quant))
         if fold_in(module, batch, fold, scales, before):
             applied += len(fold.targets)
     return f"scaled the inputs of {applied} of {len(wanted)} linear layers; before the others lies nothing that could take the factors"

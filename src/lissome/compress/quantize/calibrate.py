@@ -78,7 +78,7 @@ def extremes(module: nn.Module, batches: Ordered, points: Iterable[Point], chann
             largest[point[0]] = torch.maximum(largest.get(point[0], per_channel), per_channel)
 
     wanted = set(channels)
-    _run(module, batches, list(points), look, "calibrate: extremes", progress)
+    look_through(module, batches, list(points), look, "calibrate: extremes", progress)
     return Seen(low, high, largest)
 
 
@@ -94,13 +94,15 @@ def histograms(module: nn.Module, batches: Ordered, seen: Seen, progress: Progre
         added = torch.histc(value.detach().float().clamp(low, high), BINS, low, high).double()
         counts[point] = counts[point] + added if point in counts else added
 
-    _run(module, batches, list(seen.low), look, "calibrate: histograms", progress)
+    look_through(module, batches, list(seen.low), look, "calibrate: histograms", progress)
     return {point: counts[point].numpy() if point in counts else np.zeros(BINS) for point in seen.low}
 
 
 @torch.no_grad()
-def _run(module: nn.Module, batches: Ordered, points: list[Point], look: Callable[[Point, torch.Tensor], None], stage: str, progress: Progress | None) -> None:
-    """Run every batch through the module, with `look` hooked to the points."""
+def look_through(
+    module: nn.Module, batches: Ordered, points: list[Point], look: Callable[[Point, torch.Tensor], None], stage: str, progress: Progress | None
+) -> None:
+    """Run every batch through the module, with `look` called with each point and what passes there."""
     progress = progress or Silent()
     progress.stage(stage, len(batches) or None)
     handles = []

@@ -6,9 +6,10 @@ before it was rounded (GPTQ's "true sequential" order), so that later stages mak
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +26,6 @@ from lissome.kernels.decoder.packed import Codes, Packed, pack
 from lissome.nn.decoder.checkpoint import Checkpoint, Shape
 from lissome.nn.decoder.weights import rotations
 
-T = TypeVar("T")
 STAGES = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 ROWS_TOGETHER = 8192
 """Rows of the embedding that are rounded at once."""
@@ -158,7 +158,8 @@ def _calibrated(
         for name in STAGES[stage]:
             where = f"layers.{at}.{name}"
             if "gptq" in config.method:
-                found, grid = _named(where, lambda name=name: round_by_inputs(block.matrices[name], inputs.hessian, config.group, rule, config.damp))
+                with _naming(where):
+                    found, grid = round_by_inputs(block.matrices[name], inputs.hessian, config.group, rule, config.damp)
                 codes[name] = grid.packable(found)
             else:
                 codes[name] = _coded(block.matrices[name], where, rule, config, inputs.hessian.diagonal())
@@ -218,16 +219,18 @@ def _inputs(x: torch.Tensor, name: str) -> Inputs:
 
 def _coded(weight: torch.Tensor, name: str, rule: Rule, config: RoundConfig, importance: torch.Tensor | None = None) -> Codes:
     """The nearest codes on the grids that the method searches."""
-    grid = _named(name, lambda: find_grid(weight, config.group, rule, config.search, importance))
+    with _naming(name):
+        grid = find_grid(weight, config.group, rule, config.search, importance)
     return grid.packable(grid.codes(weight))
 
 
-def _named(name: str, work: Callable[[], T]) -> T:
-    """What `work` gives; an error of its weights says which they are."""
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """An error of weights says which they are."""
     try:
-        return work()
+        yield
     except BadModel as error:
-        raise BadModel(f"{name}: {error.what}", do=error.do or "") from error
+        raise BadModel(f"{name}: {error.what}", do=error.do) from error
 
 
 def _table(table: torch.Tensor | Codes, name: str, config: RoundConfig) -> Packed:
@@ -237,7 +240,8 @@ def _table(table: torch.Tensor | Codes, name: str, config: RoundConfig) -> Packe
     rule = decoder_rule(config.embedding, config.symmetric)
     search: Search = "rtn" if config.embedding == 8 else config.search
     group = config.group if config.embedding == 4 else 32
-    parts = [(part, _named(name, lambda part=part: find_grid(part, group, rule, search))) for part in table.split(ROWS_TOGETHER)]
+    with _naming(name):
+        parts = [(part, find_grid(part, group, rule, search)) for part in torch.split(table, ROWS_TOGETHER)]
     coded = [grid.packable(grid.codes(part)) for part, grid in parts]
     return pack(Codes(*(torch.cat([getattr(one, field) for one in coded]) for field in ("codes", "scale", "offset"))))
 

@@ -100,6 +100,7 @@ def _inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
     for share in (damp, 10 * damp, 100 * damp, 1.0):
         lower, failed = torch.linalg.cholesky_ex(hessian + share * mean * eye)
         if int(failed) == 0:
+            upper: torch.Tensor
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if int(failed) == 0 and bool(torch.isfinite(upper).all()):
                 return upper

@@ -107,7 +107,7 @@ def find_grid(weight: torch.Tensor, group: int | None, rule: Rule, search: Searc
     missing = -columns % group
     wide = torch.nn.functional.pad(weight.float(), (0, missing)).view(rows, -1, group)
     counts = None if importance is None else torch.nn.functional.pad(importance.float(), (0, missing)).view(-1, group)
-    parts = [_searched(part, rule, search, counts) for part in wide.split(max(1, TOGETHER // max(1, columns)))]
+    parts = [_searched(part, rule, search, counts) for part in torch.split(wide, max(1, TOGETHER // max(1, columns)))]
     scale, offset = (torch.cat(one) for one in zip(*parts, strict=True))
     if not bool(torch.isfinite(scale).all() and torch.isfinite(offset).all()):
         raise BadModel("there are weights beyond half precision (65,504), which the scales are kept in.", do="leave this model in float")

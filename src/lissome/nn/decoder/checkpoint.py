@@ -89,7 +89,7 @@ def _from_folder(folder: Path) -> Checkpoint:
     shape = shape_of(config, str(folder))
     files = _tensors(folder)
 
-    def read(name: str) -> torch.Tensor:
+    def read(name: str) -> torch.Tensor | Codes:
         inner = name.split(".")
         if inner[0] == "layers":
             part = LLAMA_NAMES.get(inner[2]) or NORMS[inner[2]]
