@@ -190,6 +190,20 @@ _ALL = (
         unpacked=80 * MB,
         content="sqlalchemy-2.1.9/doc/build/changelog",
     ),
+    Source(
+        name="licences",
+        holds="the texts of the SPDX list's licences, one JSON file each",
+        registry="npm",
+        package="spdx-license-list",
+        version="6.12.0",
+        kind="tarball",
+        archive="spdx-license-list-6.12.0.tgz",
+        licence="CC0-1.0 (package)",
+        sha256="54cc8d13086187333ca1457c8edaa06d9a412144f076aa7f7c1b59c4f3b0a1ef",
+        size=2_527_041,
+        unpacked=40 * MB,
+        content="package/licenses",
+    ),
 )
 SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source in _ALL})
 

@@ -81,7 +81,7 @@ def save_model(model: Model, folder: Path) -> list[Path]:
     with disk_errors("the model", folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "architecture.json").write_text(model.architecture.model_dump_json(indent=1), encoding="utf-8")
-        if model.architecture.kind == "huggingface" and not model.architecture.resize:
+        if model.architecture.kind == "huggingface" and not _altered(model.architecture):
             quietly(lambda: model.module.save_pretrained(folder))  # type: ignore[operator]
         else:
             if model.architecture.kind == "huggingface":
@@ -100,7 +100,7 @@ def build(folder: Path, *, vouched: bool = False) -> nn.Module:
     """
     architecture = _read_architecture(folder)
     if architecture.kind == "huggingface":
-        return _pruned_transformers_module(folder, architecture) if architecture.resize else _transformers_module(folder, architecture.target, None)
+        return _altered_transformers_module(folder, architecture) if _altered(architecture) else _transformers_module(folder, architecture.target, None)
     if architecture.kind == "exported":
         raise BadModel(
             f"{architecture.target} came as a module in memory, so it cannot be built again from files.",
@@ -124,11 +124,11 @@ def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
         path = path / "model"
     if (path / "architecture.json").is_file():
         architecture = _read_architecture(path)
-        if architecture.resize and classes is not None:
-            raise BadModel("a pruned model keeps the head it has.", where=str(path), do="fine-tune the head first, then prune")
+        if _altered(architecture) and classes is not None:
+            raise BadModel("a pruned or split model keeps the head it has.", where=str(path), do="fine-tune the head first, then prune or split")
         if architecture.kind != "huggingface":
             return finished(build(path), architecture, ref, path)
-        if architecture.resize:
+        if _altered(architecture):
             module = build(path)
             return finished(module, architecture.model_copy(update={"config": _config(module)}), ref, path)
     if not (path / "config.json").is_file():
@@ -213,21 +213,30 @@ def _save_config(model: Model, folder: Path) -> None:
     quietly(lambda: config.save_pretrained(folder))
 
 
-def _pruned_transformers_module(path: Path, architecture: Architecture) -> nn.Module:
-    """The class built from config.json, made as small as the plan says, with the weights from model.safetensors."""
+def _altered(architecture: Architecture) -> bool:
+    """Whether a transformers model is not as its class builds it: pruned, or with experts that the class does not know."""
+    return architecture.kind == "huggingface" and bool(architecture.resize or architecture.config.get("lissome_experts"))
+
+
+def _altered_transformers_module(path: Path, architecture: Architecture) -> nn.Module:
+    """The class built from config.json, made as small as the plan says and given its experts, with the weights from model.safetensors."""
+    from lissome.nn.moe.in_models import restore as restore_experts
+
     known = _transformers_class(path, architecture.target)
-    assert architecture.resize
     try:
         module = quietly(lambda: known(known.config_class.from_pretrained(path, local_files_only=True)))
     except Exception as error:  # broken configs surface as whatever the model's own code meets first
         raise BadModel(f"{architecture.target} cannot be built from config.json: {first_line(error)}", where=str(path / "config.json")) from error
-    resize(module, architecture.resize)
-    load_state(module, path / "model.safetensors", architecture.target)
+    if architecture.resize:
+        resize(module, architecture.resize)
+    load_state(restore_experts(module), path / "model.safetensors", architecture.target)
     return _with_patterns(module).eval()
 
 
 def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Module:
     known = _transformers_class(path, target)
+    if classes is None and json.loads((path / "config.json").read_text(encoding="utf-8")).get("lissome_experts"):
+        return _altered_transformers_module(path, Architecture(kind="huggingface", target=target))
     extra = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
     try:

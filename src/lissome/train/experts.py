@@ -25,32 +25,36 @@ def balanced(loss: Loss) -> Loss:
 
 
 class Balance(Callback):
-    """Nudges the biases after every step (`balance: bias`) and keeps each step's imbalance.
+    """Nudges the biases after every step (`balance: bias`) and keeps what the experts were given.
 
-    imbalance: a row a step: max over mean of the experts' load in that step's tokens, the worst layer's. It is left in the run's metrics too ("imbalance": mean
-    of the last tenth of the steps).
+    loads: a row a step of counts [layers, experts]. At the end the run's metrics have "imbalance": max over mean of the load in the last tenth of the steps, of
+    the layer where it is worst.
     """
 
     def __init__(self) -> None:
-        self.imbalance: list[float] = []
+        self.loads: list[torch.Tensor] = []
 
     def on_step(self, run: Run) -> None:
         """Read the loads, then rebalance."""
-        loads = [load_of(layer.load.cpu().numpy()).max_over_mean for layer in layers_of(run.module)]
-        if loads:
-            self.imbalance.append(max(loads))
+        found = [layer.load.detach().cpu().clone() for layer in layers_of(run.module)]
+        if found:
+            self.loads.append(torch.stack(found))
         rebalance(run.module)
 
     def on_end(self, run: Run) -> None:
-        """Leave the mean of the last tenth."""
-        last = self.imbalance[-max(1, len(self.imbalance) // 10) :]
-        if last:
-            run.metrics["imbalance"] = sum(last) / len(last)
+        """Leave the imbalance of the last tenth."""
+        if self.loads:
+            run.metrics["imbalance"] = self.imbalance(len(self.loads) - max(1, len(self.loads) // 10), len(self.loads))
+
+    def imbalance(self, first: int, last: int) -> float:
+        """Max over mean of the load in the steps [first, last), the worst layer's."""
+        summed = torch.stack(self.loads[first:last]).sum(0)
+        return max(load_of(counts.numpy()).max_over_mean for counts in summed)
 
     def state(self) -> dict[str, Any]:
-        """The imbalance so far; the biases are in the module."""
-        return {"imbalance": self.imbalance}
+        """The loads so far; the biases are in the module."""
+        return {"loads": self.loads}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after it."""
-        self.imbalance = state["imbalance"]
+        """Go on after them."""
+        self.loads = state["loads"]

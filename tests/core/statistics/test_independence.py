@@ -23,7 +23,7 @@ def test_groups_that_choose_their_own_columns_are_dependent():
     groups = np.repeat([0, 1], 10)
     counts = np.where(groups[:, None] == np.arange(2), 40, 10)
     found = dependence(counts, groups, draws=200)
-    assert found.dependent and found.bits > found.chance and found.p_value == pytest.approx(1 / 201)
+    assert found.dependent and found.bits > found.chance and found.p_value <= 2 / 201  # a permutation may happen to keep the groups
 
 
 def test_windows_that_hang_together_are_no_evidence():

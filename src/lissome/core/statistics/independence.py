@@ -1,6 +1,7 @@
 """Whether two groupings of counts have to do with one another: mutual information, and what it would be by chance.
 
-What is counted within one window of text hangs together, so windows are permuted and not their tokens: a chi-square test over tokens would find a pattern in noise.
+What is counted within one window of text hangs together, so windows are permuted and not their tokens: a chi-square test over tokens would find patterns
+in noise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers of experts in models whose code knows nothing of them: put in the place of feed-forward networks, noted in the configuration, restored after loading."""
+"""Layers of experts in models whose code knows nothing of them: put in the place of feed-forward networks, noted in the configuration, restored."""
 
 from __future__ import annotations
 

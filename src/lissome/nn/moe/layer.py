@@ -7,6 +7,7 @@ from torch import nn
 
 from lissome.nn.moe.config import MoEConfig
 from lissome.nn.moe.experts import Experts, FeedForward
+from lissome.nn.moe.packed import PackedExperts
 from lissome.nn.moe.router import Router, switch_loss
 
 
@@ -22,7 +23,7 @@ class MoE(nn.Module):
         super().__init__()
         self.config, self.width = config, width
         self.router = Router(width, config)
-        self.experts: nn.Module = Experts(width, config)
+        self.experts: nn.Module = PackedExperts(width, config) if config.group else Experts(width, config)
         self.shared = FeedForward(width, config.shared, config) if config.shared else None
         self.down_bias = nn.Parameter(torch.zeros(width)) if config.biases else None
         self.register_buffer("load", torch.zeros(config.experts), persistent=False)

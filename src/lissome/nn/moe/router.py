@@ -30,7 +30,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.experts, width).normal_(std=width**-0.5))
-        self.offset = nn.Parameter(torch.zeros(config.experts)) if config.biases else None
+        self.offset = nn.Parameter(torch.zeros(config.experts)) if config.offset else None
         self.register_buffer("bias", torch.zeros(config.experts))
 
     def forward(self, x: torch.Tensor) -> Routing:
@@ -67,9 +67,9 @@ def _weights(chosen: torch.Tensor, config: MoEConfig) -> torch.Tensor:
 
 
 def switch_loss(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """experts * sum of (share of the choices) * (mean probability), 1 where both are even (Fedus et al. 2021, equation 4; a token's several choices count as one).
+    """experts * sum of (share of the choices) * (mean probability), 1 where both are even (Fedus et al. 2021, equation 4).
 
-    scores: [n, experts], of which the probabilities are the shares of each token's sum; index: [n, active].
+    A token's several choices count as one. scores: [n, experts], of which the probabilities are the shares of each token's sum; index: [n, active].
     """
     experts = scores.shape[-1]
     share = torch.bincount(index.flatten(), minlength=experts).to(scores.dtype) / max(1, index.numel())
