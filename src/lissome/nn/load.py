@@ -22,6 +22,7 @@ from lissome.core.trust import check_target, name_target
 from lissome.nn.factory import call_factory, first_line, load_state
 from lissome.nn.fingerprint import check_finite, fingerprint
 from lissome.nn.gguf import converted
+from lissome.nn.models.assembly import ModularModel, architecture_of
 from lissome.nn.quiet import quietly
 from lissome.nn.resize import resize
 
@@ -56,6 +57,8 @@ def as_model(module: nn.Module | Model, ref: str = "") -> Model:
     if isinstance(module, Model):
         _note_code(module.architecture)
         return module
+    if isinstance(module, ModularModel):
+        return finished(module, architecture_of(module), ref or type(module).__name__)
     import transformers
 
     config: Any = getattr(module, "config", None)

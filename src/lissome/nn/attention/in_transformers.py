@@ -137,7 +137,7 @@ def attention(
         for listener, _ in _LISTENERS:
             listener(module, sight, scaling)
     if pattern is None or across or any(dense for _, dense in _LISTENERS):
-        return _dense(query, key, value, attention_mask, scaling, causal and not across), None
+        return dense(query, key, value, attention_mask, scaling, causal and not across), None
     _not_exporting()
     if query.dtype != value.dtype:  # autocast casts what torch's attention is given, and some models normalise queries and keys in float32
         query, key = query.to(value.dtype), key.to(value.dtype)
@@ -154,8 +154,8 @@ def _not_exporting() -> None:
         raise BadModel("sparse attention runs in torch alone and cannot be exported", do="export the dense model, or run this one with torch")
 
 
-def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None, scale: float | None, causal: bool) -> torch.Tensor:
-    """All pairs, by torch."""
+def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None, scale: float | None, causal: bool) -> torch.Tensor:
+    """All pairs, by torch: shapes as `attention` has them, padding [batch, keys] bool (True: a token) -> [batch, queries, heads, dim]."""
     queries, keys = q.shape[2], k.shape[2]
     seen = None if padding is None else padding[:, None, None, :].expand(-1, 1, queries, -1)
     if causal and (seen is not None or queries not in (1, keys)):
