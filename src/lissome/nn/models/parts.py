@@ -135,7 +135,8 @@ def read(role: str, value: Any) -> Any:
 
 
 def _complaint(role: str, kind: str, form: type[Config], error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt option is also a missing one
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f'the {role} "{kind}" has no option "{name}".{closest(name, list(form.model_fields))} It has {", ".join(form.model_fields) or "none"}'

@@ -122,7 +122,7 @@ def vit(
 
 
 def mobile(vocabulary: int = 8192, width: int = 256, layers: int = 12, heads: int = 8, kv_heads: int = 2, inner: int = 512, length: int = 1024) -> ModelConfig:
-    """A light decoder: 8.4M parameters, a quarter of them embedding.
+    """A light decoder: 8.8M parameters, a quarter of them embedding.
 
     What makes it light: input and output share the embedding (2.1M, not 4.2M), four query heads share a key head (keys and values are a quarter of the
     cache and of their matrices), the gated network is twice as wide as the model where four times is usual, and the vocabulary is small. It is deep and thin,
