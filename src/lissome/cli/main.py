@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import json
 import os
 import sys
@@ -41,45 +42,32 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_show_v
     """Makes a model fit the machine you own, and proves it."""
 
 
+CONCERNS = (
+    "optimizing",
+    "artifacts",
+    "machines",
+    "models",
+    "assembling",
+    "pruning",
+    "attending",
+    "activating",
+    "exiting",
+    "quantizing",
+    "training",
+    "decoding",
+    "experts",
+    "tasks",
+    "cached",
+    "claims",
+)
+"""Files of verbs in this folder, in the order in which `lissome --help` shows them."""
+
+
 @functools.cache
 def _register() -> None:
     """Bring the verbs in; each file holds the verbs of one concern."""
-    from lissome.cli import (
-        activating,
-        artifacts,
-        attending,
-        cached,
-        claims,
-        decoding,
-        exiting,
-        experts,
-        machines,
-        models,
-        optimizing,
-        pruning,
-        quantizing,
-        tasks,
-        training,
-    )
-
-    for module in (
-        optimizing,
-        artifacts,
-        machines,
-        models,
-        pruning,
-        attending,
-        activating,
-        exiting,
-        quantizing,
-        training,
-        decoding,
-        experts,
-        tasks,
-        cached,
-        claims,
-    ):
-        module.register(app)
+    for name in CONCERNS:
+        importlib.import_module(f"lissome.cli.{name}").register(app)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -11,9 +11,7 @@ import os
 from lissome.core.errors import BadInput
 
 VARIABLE = "LISSOME_TRUST"
-OWN = frozenset(
-    {"lissome.nn.cnn:small_cnn", "lissome.data.digits:digits_task", "lissome.nn.depth.store:reopened", "lissome.nn.models.assembly:assembled"}
-)
+OWN = frozenset({"lissome.nn.cnn:small_cnn", "lissome.data.digits:digits_task", "lissome.nn.depth.store:reopened", "lissome.nn.models.assembly:assembled"})
 """Function by function, never all of lissome: some of its functions call what their arguments name."""
 _named: set[str] = set()  # consent is the user's, and so the process's: it outlives the call in which it was given
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lissome.nn.call import accepted, call
+from lissome.nn.models.assembly import ModularModel
 
 IGNORED = -100
 """A target that is not scored, as torch's losses and transformers have it."""
@@ -23,6 +24,8 @@ FLOATS = 1 << 25
 
 def parts_of(module: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     """A causal language model's trunk and head, where logits are head(trunk(...)[0]) and nothing else; None for other modules."""
+    if isinstance(module, ModularModel):
+        return module.language_parts()
     config: Any = getattr(module, "config", None)
     trunk = getattr(module, str(getattr(module, "base_model_prefix", "")), None)
     head: Any = getattr(module, "get_output_embeddings", lambda: None)()
@@ -37,7 +40,8 @@ def hidden_states(trunk: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.
     """The trunk's last hidden states [n, length, dim] on the inputs of `batch` that it takes."""
     names = accepted(trunk, tuple(batch))
     extra: dict[str, Any] = {"use_cache": False} if getattr(getattr(trunk, "config", None), "use_cache", False) else {}
-    found: torch.Tensor = trunk(**{name: batch[name] for name in names}, **extra)[0]
+    output = trunk(**{name: batch[name] for name in names}, **extra)
+    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
     return found
 
 

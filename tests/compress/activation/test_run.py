@@ -93,7 +93,8 @@ def test_a_layer_that_says_nothing_is_named(monkeypatch):
     task = own_answers()
     with torch.no_grad():
         splits = {
-            name: Split(s.inputs, call(module, {k: torch.from_numpy(v) for k, v in collate(s.inputs).items()}).argmax(-1).numpy()) for name, s in task.splits.items()
+            name: Split(s.inputs, call(module, {k: torch.from_numpy(v) for k, v in collate(s.inputs).items()}).argmax(-1).numpy())
+            for name, s in task.splits.items()
         }
     found = sparsify_activations(as_model(module), dataclasses.replace(task, splits=splits, fingerprint="other"), QUICK)[1]
     assert found.status == "met" and found.silent == (0,)
@@ -139,7 +140,20 @@ def test_a_record_that_is_none(tmp_path):
 
 def test_the_verb(tmp_path, capsys):
     model = str(tiny.bert_folder(tmp_path / "model"))
-    given = ["sparsify-activations", model, "--task", f"{HERE}:own_answers", "--out", str(tmp_path / "out"), "--keep", "80%", "--examples", "8", "--batch", "20"]
+    given = [
+        "sparsify-activations",
+        model,
+        "--task",
+        f"{HERE}:own_answers",
+        "--out",
+        str(tmp_path / "out"),
+        "--keep",
+        "80%",
+        "--examples",
+        "8",
+        "--batch",
+        "20",
+    ]
     assert command(given) == 0
     told = capsys.readouterr().out
     assert "layer" in told and "MET   quality kept >= 80 %" in told and "multiplications" in told

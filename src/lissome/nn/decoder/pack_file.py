@@ -16,7 +16,7 @@ from lissome.core.errors import BadModel
 from lissome.kernels.decoder.packed import Bits, pack, packed_bytes
 from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TENSORS, TOKENIZER, About, Description, Matrix
 from lissome.nn.decoder.gguf import Gguf, slice_rows
-from lissome.nn.decoder.weights import GGUF_NAMES, Plan, halves_first, gguf_plan, rotations
+from lissome.nn.decoder.weights import GGUF_NAMES, Plan, gguf_plan, halves_first, rotations
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

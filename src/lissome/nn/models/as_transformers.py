@@ -10,7 +10,7 @@ from torch import nn
 from lissome.core.errors import BadModel
 from lissome.nn.models.assembly import ModularModel, made_of_parts
 from lissome.nn.models.config import BlockConfig, ModelConfig, grouped
-from lissome.nn.models.hugging_face import ACTIVATIONS, SHAPES, config_of, ours_of
+from lissome.nn.models.hugging_face import ACTIVATIONS, config_of, ours_of
 from lissome.nn.models.parts import Part, schema
 
 if TYPE_CHECKING:

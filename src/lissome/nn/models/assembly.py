@@ -1,8 +1,8 @@
 """Models put together from a config: a trunk of blocks, and heads on it.
 
-    model = assemble(config)
-    model(input_ids)                                   # the first head's output
-    model(input_ids, heads=("next", "topic"))          # {"next": ..., "topic": ...}
+model = assemble(config)
+model(input_ids)                                   # the first head's output
+model(input_ids, heads=("next", "topic"))          # {"next": ..., "topic": ...}
 """
 
 from __future__ import annotations

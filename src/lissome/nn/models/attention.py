@@ -66,7 +66,14 @@ class Attention(nn.Module):
 
 
 def full(
-    width: int, causal: bool, layer: int, heads: Whole, kv_heads: Whole | None = None, dim: Whole | None = None, bias: bool = False, out_bias: bool | None = None
+    width: int,
+    causal: bool,
+    layer: int,
+    heads: Whole,
+    kv_heads: Whole | None = None,
+    dim: Whole | None = None,
+    bias: bool = False,
+    out_bias: bool | None = None,
 ) -> Attention:
     """Every pair. kv_heads: key heads, as many as heads by default. dim: width of a head. bias: of all projections; out_bias: of the last, if it differs."""
     return Attention(width, causal, layer, heads, kv_heads, dim, bias, out_bias, None)

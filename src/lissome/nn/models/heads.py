@@ -22,9 +22,7 @@ class LanguageHead(nn.Module):
     the output, as in BERT. eps: of that normalisation.
     """
 
-    def __init__(
-        self, width: int, embedding: nn.Module, tied: bool = True, bias: bool = False, transform: Activation | None = None, eps: Epsilon = 1e-12
-    ):
+    def __init__(self, width: int, embedding: nn.Module, tied: bool = True, bias: bool = False, transform: Activation | None = None, eps: Epsilon = 1e-12):
         super().__init__()
         if not isinstance(embedding, Tokens):
             raise ValueError("a language head needs an embedding of tokens")

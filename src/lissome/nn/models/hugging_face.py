@@ -1,7 +1,7 @@
 """Models of transformers taken over into parts, and given back: Llama, BERT and ViT with their heads, logits alike to rounding.
 
-    model = from_transformers("HuggingFaceTB/SmolLM2-135M")     # also a folder, a GGUF file, or a module in memory
-    hf = to_transformers(model.module)                          # in `as_transformers`
+model = from_transformers("HuggingFaceTB/SmolLM2-135M")     # also a folder, a GGUF file, or a module in memory
+hf = to_transformers(model.module)                          # in `as_transformers`
 """
 
 from __future__ import annotations
@@ -246,4 +246,3 @@ def _shaped(name: str, value: torch.Tensor) -> torch.Tensor:
 Shape = Callable[[Any, str, str], dict[str, Any]]
 SHAPES: dict[str, Shape] = {"llama": _llama, "bert": _bert, "vit": _vit}
 NAMES: dict[str, Names] = {"llama": _LLAMA, "bert": _BERT, "vit": _VIT}
-

@@ -1,7 +1,7 @@
 """Parts swapped on a model that is built; weights go over where names and shapes fit, and what is new is listed.
 
-    found = swap(model, "attention", {"kind": "sparse", "pattern": "window(256) | sink(64)"})
-    train_only(found.model, found.new)
+found = swap(model, "attention", {"kind": "sparse", "pattern": "window(256) | sink(64)"})
+train_only(found.model, found.new)
 """
 
 from __future__ import annotations
