@@ -3,6 +3,7 @@ import json
 import pytest
 
 from lissome.cli.main import run
+from lissome.kernels.library import library
 from tests.nn.decoder.small import as_gguf, llama
 
 
@@ -61,3 +62,50 @@ def test_speed_is_printed(model, capsys):
 def test_what_is_wrong_is_said(model, capsys, words, says):
     assert run([model if word == "MODEL" else word for word in words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_full_room_is_said_and_a_text_can_slide(model, capsys):
+    words = ["generate", model, "--prompt", "the man", "--max-tokens", "12", "--context", "8", "--seed", "1", "--temperature", "2"]
+    assert run(words) == 0
+    assert "The room for 8 tokens is used up" in capsys.readouterr().err
+    assert run([*words, "--slide", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 12
+    assert run(["generate", model, "--prompt", "a" * 40, "--context", "8", "--max-tokens", "1", "--slide"]) == 0
+
+
+@pytest.mark.skipif(library().handle is None, reason="no native kernels")
+def test_a_budget_is_announced_and_compared(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path))
+    words = ["--memory-budget", "1000GB", "--threads", "1"]
+    assert run(["generate", model, "--prompt", "the man", "--max-tokens", "5", *words]) == 0
+    within = capsys.readouterr()
+    assert "Budget 1,000,000 MB: process" in within.err and "s (estimated) a token" in within.err
+    assert run(["generate", model, "--prompt", "the man", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out == within.out
+    assert run(["bench-decode", model, "--prompt-tokens", "8", "--tokens", "2", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["predicted_s_per_token"]["method"] == "estimated" and found["s_per_token"]["n"] == 7 and found["memory"]["unit"] == "MB"
+
+
+def test_no_disk_space_while_packing(model, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "decoder.json").write_text("{}")
+    (tmp_path / "full" / "decoder.safetensors").symlink_to("/dev/full")
+    assert run(["pack", model, "--out", str(tmp_path / "full")]) == 4
+    assert "no disk space left while writing the decoder" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read(model, tmp_path, monkeypatch, capsys):
+    assert run(["pack", model, "--out", str(tmp_path / "m")]) == 0
+
+    def refused(path, *given, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    for named in (model, str(tmp_path / "m")):
+        assert run(["generate", named, "--prompt", "a"]) == 2
+        assert "it cannot be read: Permission denied" in capsys.readouterr().err
+    monkeypatch.undo()
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    assert run(["generate", str(tmp_path / "m"), "--prompt", "a"]) == 2
+    assert "its tokenizer cannot be read" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import json
+import math
 import mmap
 import os
 import sys
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -135,6 +136,20 @@ class Tensors:
         raw = self.mapped.bytes[one.start : one.end]
         aligned = raw if one.start % one.dtype.itemsize == 0 else raw.clone()
         return aligned.view(one.dtype).view(one.shape)
+
+
+def write_header(out: BinaryIO, floats: Mapping[str, tuple[int, ...]], raw: Mapping[str, int]) -> None:
+    """The header of a safetensors file whose tensors follow in this order: floats (name -> shape), which so lie at whole multiples of their size, then bytes
+    (name -> how many)."""
+    sizes = [(name, "F32", list(shape), 4 * math.prod(shape)) for name, shape in floats.items()]
+    sizes += [(name, "U8", [size], size) for name, size in raw.items()]
+    header, at = {}, 0
+    for name, kind, shape, size in sizes:
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
 
 
 def _header(mapped: Mapped) -> dict[str, Stored]:

@@ -1,16 +1,24 @@
+import dataclasses
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lissome.compress.quantize.packing import pack_to
 from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.engines.decoding.bench import bench
 from lissome.engines.decoding.engine import Batch, Engine, open_engine
 from lissome.engines.decoding.sampling import Sampling
-from lissome.engines.decoding.text import Spoken, chat_prompt, generate
+from lissome.engines.decoding.text import Spoken, _Text, chat_prompt, generate
+from lissome.kernels.decoder.packed import pack
 from lissome.nn.decoder.folder import DESCRIPTION, TENSORS, About
 from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.tokenizer import tokenizer_of
 from tests.nn.decoder.small import as_gguf, llama
+
+BYTES = bytes_to_unicode()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,52 @@ def test_when_the_room_is_used_up_it_stops_or_forgets(engine):
     assert max(len(tokens) + start for tokens, start in scripted.reads) <= 5
 
 
+def test_sliding_keeps_the_first_tokens_and_the_newest_at_places_from_zero(engine):
+    _, _, scripted = said(engine, "abcdefghijklmnopqrstuvwxyz", capacity=20, overflow="slide")
+    first = engine.tokenizer.encode("the").ids
+    slid = [tokens for tokens, start in scripted.reads[1:] if start == 0]
+    written = first + engine.tokenizer.encode("abcdefghijklmnopqrstuvwxyz").ids
+    assert slid and slid[0] == written[:4] + written[21 - 6 : 21] and len(slid[0]) == 10
+    assert said(engine, "a", capacity=4, overflow="slide")[2].reads[0][0] == first  # what fits is left alone
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=40), st.integers(1, 40))
+def test_broken_utf8_never_holds_the_stream_up(engine, raw, capacity):
+    """Bytes that are no text come out as replacement characters one token later at the most, and all of it is what decoding at once gives."""
+    letters = engine.tokenizer.encode("").ids + [engine.tokenizer.token_to_id(BYTES[one]) for one in raw]
+    text = _Text(engine, ())
+    pieces = []
+    for at, token in enumerate(letters):
+        pieces.append(text.add(token)[0])
+        so_far = engine.tokenizer.decode(letters[: at + 1], skip_special_tokens=False)
+        assert len("".join(pieces)) >= len(so_far) - 1
+    pieces.append(text.rest())
+    assert "".join(pieces) == raw.decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("stop", ["man and", "n a", "\u00e9\u4e2d"])
+def test_stop_strings_across_tokens_and_bytes(engine, stop):
+    pieces, spoken, _ = said(engine, "the man and \u00e9\u4e2d z", stop=[stop])
+    assert "".join(pieces) == "the man and \u00e9\u4e2d z".partition(stop)[0] and spoken.reason == "stop"
+
+
+def test_logits_that_are_not_finite_name_the_step(engine):
+    scripted = Scripted(engine, "abcdef")
+    read = scripted.read
+    scripted.read = lambda tokens, slot=0, start=0: read(tokens, slot, start) * (float("nan") if len(scripted.reads) == 4 else 1)
+    spoken = Spoken()
+    with pytest.raises(BadModel, match="token 4 of the answer, place 4: its logits are not finite"):
+        list(generate(scripted, "the", Sampling(), spoken=spoken))
+    assert len(spoken.tokens) == 3
+
+
+def test_a_template_that_fails_as_a_program_does(engine):
+    for template in ("{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{ messages[0].content | int('x', 99) }}{{ none.x.y }}"):
+        with pytest.raises(BadConfig, match="chat template fails"):
+            chat_prompt(Engine(engine.weights, engine.tokenizer, About(chat_template=template), threads=1), [{"role": "user", "content": "x"}])
+
+
 def test_two_sequences_side_by_side_are_as_each_alone(engine):
     alone = [engine.read(tokens) for tokens in ([5, 6, 7], [8, 9])]
     engine.read([5, 6], slot=0)
@@ -139,6 +193,9 @@ def test_bad_models(path, tmp_path, engine):
     wide.add_tokens([f"extra{i}" for i in range(100)])
     with pytest.raises(BadModel, match="the tokenizer has 362 tokens and the model 300"):
         Engine(engine.weights, wide)
+    many = pack(torch.zeros(5000, 64))
+    with pytest.raises(BadModel, match="the tokenizer has 262 tokens and the model 5,000"):
+        Engine(dataclasses.replace(engine.weights, embedding=many, head=many), tokenizer_of(read_gguf(path)))
 
 
 def test_speed_is_measured_with_intervals(path):

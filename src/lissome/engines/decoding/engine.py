@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ROOM = 4096
 """Tokens that a sequence has room for unless another number is asked for: keys and values of a whole context would take more memory than most need."""
+PADDING = 1024
+"""Rows of the vocabulary beyond the tokenizer's tokens that pass for padding, or a tenth of all: makers round the vocabulary up."""
 ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>")
 """Tokens that end a turn in common chat templates; what the file names itself counts too."""
 
@@ -60,9 +62,10 @@ class Engine:
         threads: int | None = None,
         within: tuple[Mapped, int] | None = None,
     ) -> None:
-        if tokenizer.get_vocab_size() > weights.embedding.rows:
+        words, rows = tokenizer.get_vocab_size(), weights.embedding.rows
+        if not words <= rows <= words + max(PADDING, rows // 10):
             raise BadModel(
-                f"the tokenizer has {tokenizer.get_vocab_size():,} tokens and the model {weights.embedding.rows:,}",
+                f"the tokenizer has {words:,} tokens and the model {rows:,}",
                 do="give the tokenizer that the model was trained with",
             )
         self.weights, self.tokenizer, self.about = weights, tokenizer, about

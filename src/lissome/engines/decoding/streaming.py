@@ -140,13 +140,13 @@ class Streamed:
             self._sweep(tokens[rows], slots[rows], positions[rows], wanted[mine] - begin, found, mine)
         return found
 
-    def predicted(self) -> Measurement:
+    def predicted(self, from_disk: bool | None = None) -> Measurement:
         """Seconds for a token of one sequence, estimated from the measured speed of reading some units and of computing on them.
 
-        Units are read from the disk where the file does not fit into the memory that is free, else from wherever the system has them. With a processor to
-        spare, reading goes on while computing; without, one waits for the other.
+        from_disk: read the units from the disk, as where the file does not fit into the memory that is free (the default then); else from wherever the system
+        has them. With a processor to spare, reading goes on while computing; without, one waits for the other.
         """
-        read, compute = self.measured()
+        read, compute = self.measured(from_disk)
         side_by_side = len(os.sched_getaffinity(0)) > 1
         total = 0.0
         for at, unit in enumerate(self.units):
@@ -154,11 +154,11 @@ class Streamed:
             total += max(reading, computing) if side_by_side else reading + computing
         return Measurement("predicted_s_per_token", total, total, total, "s", SAMPLES, "estimated", identify().fingerprint)
 
-    def measured(self) -> tuple[float, float]:
+    def measured(self, from_disk: bool | None = None) -> tuple[float, float]:
         """Bytes a second of reading units from this file, and of computing one row with them (place 0 of the first sequence is used, then written anew)."""
         import psutil
 
-        from_disk = self.mapped.size > psutil.virtual_memory().available
+        from_disk = self.mapped.size > psutil.virtual_memory().available if from_disk is None else from_disk
         step = max(1, len(self.units) // SAMPLES)
         sample = list(range(0, len(self.units), step))[-SAMPLES:]
         one, states = torch.zeros(1, dtype=torch.int32), torch.zeros(1, self.weights.embedding.columns)

@@ -43,8 +43,8 @@ def generate(
     """Pieces of text that follow `prompt`, as they come.
 
     most: tokens at the most. stop: texts that end it, not given out themselves. spoken: filled on the way. drafting: by the model's own early layers.
-    Raises BadInput for a prompt without tokens, or longer than the room where it may not slide; on the way BadModel for logits that are not finite and for
-    tokens that the tokenizer does not have, naming the step.
+    Raises BadInput for a prompt without tokens, or longer than the room where it may not slide; on the way BadModel for logits that are not finite,
+    naming the step.
     """
     tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
     begin = engine.about.begin_token
@@ -67,7 +67,7 @@ def _pieces(
     logits = reader.read(tokens)
     kept = list(tokens)
     while len(spoken.tokens) < most:
-        token = _drawn(engine, sampler, logits, kept, len(spoken.tokens))
+        token = _drawn(sampler, logits, kept, len(spoken.tokens))
         if token in ends:
             spoken.reason = "stop"
             break
@@ -94,17 +94,13 @@ def _pieces(
         yield rest
 
 
-def _drawn(engine: Engine, sampler: Sampler | Speculative, logits: torch.Tensor, kept: list[int], step: int) -> int:
+def _drawn(sampler: Sampler | Speculative, logits: torch.Tensor, kept: list[int], step: int) -> int:
     """The next token; what is wrong is said with the step at which it came."""
     where = f"token {step + 1} of the answer, place {len(kept)}"
     try:
-        token = sampler.draw(logits, kept)
+        return sampler.draw(logits, kept)
     except BadModel as error:
         raise BadModel(error.what, where=where, do=error.do) from error
-    size = engine.tokenizer.get_vocab_size()
-    if token >= size:
-        raise BadModel(f"the model says token {token:,}, and its tokenizer has {size:,}", where=where, do="give the tokenizer that the model was trained with")
-    return token
 
 
 def _slid(tokens: list[int], capacity: int) -> list[int]:

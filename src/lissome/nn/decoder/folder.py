@@ -16,7 +16,7 @@ from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Packed
 from lissome.nn.decoder.check import check_sizes, check_weights
 from lissome.nn.decoder.ffn_record import FfnRecord, read_ffn, record_of, tensors_of
-from lissome.nn.mapped import Mapped, Tensors, unreadable
+from lissome.nn.mapped import Mapped, Tensors, unreadable, write_header
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,9 +61,7 @@ class Description(Config):
 
 
 def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: About) -> None:
-    """Write a decoder, its tokenizer and how it wants to be used into `folder`."""
-    from safetensors.torch import save_file
-
+    """Write a decoder, its tokenizer and how it wants to be used into `folder`, tensor by tensor."""
     packed = {"embedding": weights.embedding} | ({} if weights.head is weights.embedding else {"head": weights.head})
     tensors = {"norm": weights.norm, "cosine": weights.cosine, "sine": weights.sine}
     for at, layer in enumerate(weights.layers):
@@ -72,13 +70,19 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
     matrices = {name: Matrix(rows=one.rows, columns=one.columns, bits=one.bits, group=one.group, layout=one.layout) for name, one in packed.items()}
     plain = {name: getattr(weights, name) for name in ("heads", "kv_heads", "dim", "epsilon", "scale")}
     ffn = tuple(record_of(layer.ffn) for layer in weights.layers)
+    ffn = () if set(ffn) <= {FfnRecord()} else ffn
     description = Description(format=FORMAT, layers=len(weights.layers), tied="head" not in packed, matrices=matrices, ffn=ffn, about=about, **plain)
     with disk_errors("the decoder", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        data = {name: tensor.float().contiguous() for name, tensor in tensors.items()} | {name: one.data for name, one in packed.items()}
-        save_file(data, folder / TENSORS)
+        with (folder / TENSORS).open("wb") as file:
+            shapes = {name: tuple(tensor.shape) for name, tensor in sorted(tensors.items())}
+            write_header(file, shapes, {name: one.data.numel() for name, one in sorted(packed.items())})
+            for name in shapes:
+                file.write(tensors[name].float().contiguous().numpy().astype("<f4").tobytes())
+            for _, one in sorted(packed.items()):
+                file.write(memoryview(one.data.contiguous().numpy()))
         (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        tokenizer.save(str(folder / TOKENIZER))
+        (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def load_decoder(folder: Path) -> tuple[Weights, Description]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -17,6 +15,7 @@ from lissome.kernels.decoder.packed import Bits, pack, packed_bytes
 from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TENSORS, TOKENIZER, About, Description, Matrix
 from lissome.nn.decoder.gguf import Gguf, slice_rows
 from lissome.nn.decoder.weights import GGUF_NAMES, Plan, gguf_plan, halves_first, rotations
+from lissome.nn.mapped import write_header
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,7 +38,8 @@ def pack_file(file: Gguf, folder: Path, tokenizer: Tokenizer, about: About) -> N
         (folder / DESCRIPTION).write_text(told.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
         with (folder / TENSORS).open("wb") as out:
-            _write_header(out, floats, described)
+            sizes = {name: packed_bytes(one.rows, one.columns, one.bits, one.group) for name, one in sorted(described.items())}
+            write_header(out, {name: shape for name, (_, shape) in sorted(floats.items())}, sizes)
             for name in sorted(floats):
                 _write_floats(out, file, plan, name, floats[name][0])
             for name in sorted(matrices):
@@ -71,23 +71,6 @@ def _matrices(file: Gguf, plan: Plan) -> dict[str, tuple[str, Matrix, bool]]:
         described = Matrix(rows=entry.shape[0], columns=entry.shape[1], bits=bits, group=32)
         found[name] = (stored, described, name.rpartition(".")[2] in ("q", "k"))
     return found
-
-
-def _write_header(out: BinaryIO, floats: dict[str, tuple[str, tuple[int, ...]]], matrices: dict[str, Matrix]) -> None:
-    """The header of a safetensors file: floats first, so that they lie at whole multiples of their size."""
-    header, at = {}, 0
-    for name in sorted(floats):
-        size = 4 * math.prod(floats[name][1])
-        header[name] = {"dtype": "F32", "shape": list(floats[name][1]), "data_offsets": [at, at + size]}
-        at += size
-    for name in sorted(matrices):
-        one = matrices[name]
-        size = packed_bytes(one.rows, one.columns, one.bits, one.group)
-        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    out.write(len(text).to_bytes(8, "little") + text)
 
 
 def _write_floats(out: BinaryIO, file: Gguf, plan: Plan, name: str, stored: str) -> None:
