@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from lissome.core.errors import BadTensor
 from lissome.nn.models.parts import Whole
 
 Count = Annotated[int, Field(ge=0)]
@@ -63,8 +64,8 @@ class Patches(nn.Module):
         self.projection = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[batch, channels, image, image] -> [batch, 1 + patches, width]. Raises ValueError for images of another size."""
+        """[batch, channels, image, image] -> [batch, 1 + patches, width]. Raises BadTensor for images of another size."""
         if not torch.compiler.is_compiling() and tuple(pixel_values.shape[1:]) != (self.channels, self.image, self.image):
-            raise ValueError(f"images of shape {list(pixel_values.shape[1:])} do not fit; the model takes {[self.channels, self.image, self.image]}")
+            raise BadTensor(f"images of shape {list(pixel_values.shape[1:])} do not fit; the model takes {[self.channels, self.image, self.image]}")
         x = self.projection(pixel_values).flatten(2).transpose(1, 2)
         return torch.cat((self.whole.expand(len(x), -1, -1), x), 1)

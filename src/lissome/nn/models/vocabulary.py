@@ -59,7 +59,7 @@ def extend(model: nn.Module | Model, tokenizer: Tokenizer, tokens: Sequence[str]
     if [wider.token_to_id(token) for token in tokens] != list(range(size, size + len(tokens))):
         raise BadModel("the tokenizer's ids have holes, so new tokens cannot follow the old", do="give a tokenizer whose ids are 0 to its size")
     made = _with_rows(base, size, list(pieces.values()))
-    new = [name for name, parameter in made.named_parameters() if ".added." in f".{name}" and parameter.shape[0] == len(tokens)]
+    new = [name for name, _ in made.named_parameters() if ".added." in name]
     return Extended(made, wider, tuple(new), pieces)
 
 
