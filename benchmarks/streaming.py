@@ -7,8 +7,8 @@ the process takes without a model. Every run is a process of its own; the ways t
 must where the file is larger than the machine's memory; the row above lets the system keep the file in its cache. Needs 1.1 GB of disk and 3 GB of memory.
 
 JSON schema (--json): {"machine", "cpu", "created", "versions", "model_mb", "budget_mb", "floor_mb", "rows": [{"name": str, "peak_mb": MB,
-"peak_share": peak over budget, "s_per_token": {"value", "low", "high", "unit", "n"}, "predicted": s or null, "off": the larger of predicted / measured and its inverse, or null,
-"kept": parts in memory or null, "bit_equal": 1 or 0}]}.
+"peak_share": peak over budget, "s_per_token": {"value", "low", "high", "unit", "n"}, "predicted": s or null, "off": the larger of predicted / measured and
+its inverse, or null, "kept": parts in memory or null, "bit_equal": 1 or 0}]}.
 """
 
 from __future__ import annotations
