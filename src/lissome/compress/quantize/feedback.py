@@ -48,20 +48,19 @@ def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Ten
 def round_by_inputs(weight: torch.Tensor, hessian: torch.Tensor, group: int | None, rule: Rule, damp: float = DAMP) -> tuple[torch.Tensor, Grid]:
     """Codes [rows, columns] and grids for weights [rows, columns], by error feedback.
 
-    A row keeps the feedback's codes only where its outputs come nearer than by rounding to the nearest on the same grid, and on the grid of the extremes: each
-    row's `output_error` is at most that of plain rounding, whatever H is. Raises what `find_grid` raises.
+    Grids are searched with errors weighted by the inputs' energy. A row keeps the feedback's codes only where its outputs come nearer than by rounding to the
+    nearest, on these grids and on those of the extremes: each row's `output_error` is at most that of plain rounding, whatever H is. Raises what `find_grid` raises.
     """
     plain = find_grid(weight, group, rule, "rtn")
     fitted = find_grid(weight, group, rule, "mse", importance=hessian.diagonal())
     codes, scale, offset = plain.codes(weight), plain.scale, plain.offset
     least = output_error(weight, plain.values(codes), hessian)
-    for grid in (plain, fitted):
-        for tried in (feed_back(weight, hessian, grid, damp), grid.codes(weight)):
-            error = output_error(weight, grid.values(tried), hessian)
-            wins = error < least
-            least = torch.where(wins, error, least)
-            codes = torch.where(wins[:, None], tried, codes)
-            scale, offset = (torch.where(wins[:, None], new, old) for new, old in ((grid.scale, scale), (grid.offset, offset)))
+    for tried in (feed_back(weight, hessian, fitted, damp), fitted.codes(weight)):
+        error = output_error(weight, fitted.values(tried), hessian)
+        wins = error < least
+        least = torch.where(wins, error, least)
+        codes = torch.where(wins[:, None], tried, codes)
+        scale, offset = (torch.where(wins[:, None], new, old) for new, old in ((fitted.scale, scale), (fitted.offset, offset)))
     return codes, Grid(scale, offset, plain.group, rule)
 
 
