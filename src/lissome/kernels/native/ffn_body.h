@@ -3,7 +3,7 @@
 // Neurons that say nothing (|activation| <= threshold) cost nothing beyond their gate: their rows of `up` and of the transposed `down` are not read. For that
 // the two are laid out by neuron (decoder.h). More rows than FEW share panels of widened weights instead, as nearly every neuron then speaks for one of them.
 
-constexpr long BLOCK = 64, AHEAD_NEURONS = 2;  // columns whose codes stand in 16 words; neurons that are fetched ahead
+constexpr long BLOCK = 64;  // columns whose codes stand in 16 words
 
 struct FfnRoom {
     std::unique_ptr<float[]> floats;
@@ -13,7 +13,9 @@ struct FfnRoom {
     float *logits;                             // [rows, experts up to 16]
     int32_t *live;                             // [threads, ffn_wide]: neurons that speak
     int32_t *chosen, *place, *begin;           // of pairs, by row: the expert, and where the pair stands by expert; where experts begin [experts + 1]
-    long inner = 0, experts = 0;
+    float *scales;                             // [threads, HEADS, groups]: of neurons that are being read
+    long inner = 0, experts = 0, groups;
+    static constexpr long HEADS = 6;
 
     FfnRoom(const lissome_decoder &d, long rows, long threads, long wide, long ffn_wide) {
         long active = 0;
@@ -26,11 +28,12 @@ struct FfnRoom {
             inner = width > inner ? width : inner, experts = count > experts ? count : experts;
             active = l.experts->active > active ? l.experts->active : active;
         }
+        groups = (d.hidden / LISSOME_GROUP_MIN + 15) / 16 * 16;
         const long pairs = rows * active, few = silent ? (rows < FEW ? rows : FEW) : 0;
-        floats.reset(new float[threads * few * wide + pairs * (1 + 2 * wide + 2 * inner) + rows * experts + 16]);
+        floats.reset(new float[threads * few * wide + pairs * (1 + 2 * wide + 2 * inner) + rows * experts + (silent ? threads * HEADS * groups : 0)]);
         numbers.reset(new int32_t[(silent ? threads * ffn_wide : 0) + 2 * pairs + experts + 1]);
         partial = floats.get(), sorted = partial + threads * few * wide, out = sorted + pairs * wide, gate = out + pairs * wide, up = gate + pairs * inner;
-        logits = up + pairs * inner, weight = logits + rows * experts;
+        logits = up + pairs * inner, weight = logits + rows * experts, scales = weight + pairs;
         live = numbers.get(), chosen = live + (silent ? threads * ffn_wide : 0), place = chosen + pairs, begin = place + pairs;
     }
 };
@@ -62,12 +65,6 @@ static Span own(const Step &s, int thread, const lissome_matrix &m) {
     return {share(tiles_of(m), thread, s.pool.size()) * LISSOME_ROWS, share(tiles_of(m), thread + 1, s.pool.size()) * LISSOME_ROWS};
 }
 
-#if WIDTH == 4
-INLINE float half_of(uint16_t bits) { return half_at(bits); }
-#else
-INLINE float half_of(uint16_t bits) { return _cvtsh_ss(bits); }
-#endif
-
 INLINE bool says(float activation, float threshold) { return !(__builtin_fabsf(activation) <= threshold); }  // a NaN is heard
 
 INLINE long neuron_bytes(const lissome_matrix &m) {
@@ -86,108 +83,153 @@ INLINE vf codes_of(const char *block, int at) {
     constexpr int IN_ROW = 16 / WIDTH;
     const int part = at % IN_ROW, c = at / IN_ROW;
     if (BITS == 32) return load((const float *)block + at * WIDTH);
-    if (BITS == 8) return __builtin_convertvector((load_words(block + part * WIDTH * 4) << (24 - 8 * c)) >> 24, vf);
+    if (BITS == 8) return decoded_byte(load_words(block + part * WIDTH * 4), c);
     typedef uint16_t vh __attribute__((vector_size(WIDTH * 2)));
     vh words;
     __builtin_memcpy(&words, block + part * WIDTH * 2, sizeof words);
-    return __builtin_convertvector((__builtin_convertvector(words, vi) >> (4 * c)) & 15, vf);
+    return decoded(__builtin_convertvector(words, vi), c);
 }
 
-// use(column, i, w) for vectors of a neuron's weights in 32 columns from `first` on, which share a scale; i counts them within 64 columns.
-template <int BITS, int HALF, typename Use>
-INLINE void half_block(const lissome_matrix &m, const char *at, long first, const Use &use) {
-    constexpr int EACH = 32 / WIDTH;
-    const long groups = m.columns / m.group, group = first / m.group;
-    const char *block = at + (BITS == 32 ? (first - 32 * HALF) * 4 : groups * 4 + first / BLOCK * BITS * 8);
-    float scale = 1, offset = 0;
-    if (BITS != 32) {
-        uint16_t halves[2];
-        __builtin_memcpy(halves, at + group * 2, 2);
-        __builtin_memcpy(halves + 1, at + (groups + group) * 2, 2);
-        scale = half_of(halves[0]), offset = half_of(halves[1]);
+INLINE const char *codes_at(const lissome_matrix &m, long neuron, long column) {
+    return neuron_at(m, neuron) + (m.bits == 32 ? column * 4 : m.columns / m.group * 4 + column / BLOCK * m.bits * 8);
+}
+
+// The scales of a neuron's groups times `factor`; sums += its offsets times `factor`. Room for whole vectors in both.
+INLINE void heads(const lissome_matrix &m, long neuron, float factor, float *scale, float *sums) {
+    const long groups = m.columns / m.group;
+    const char *at = neuron_at(m, neuron);  // what is read beyond the last group is codes
+    for (long g = 0; g < groups; g += WIDTH) {
+        store(scale + g, factor * halves(at + g * 2));
+        store(sums + g, load(sums + g) + factor * halves(at + (groups + g) * 2));
     }
+}
+
+constexpr int VECTORS = BLOCK / WIDTH;
+
+template <int BITS, int COUNT>
+INLINE vf dot_block(const char *codes, const float *x, const float *scale, long per) {
+    vf total = {};
+#pragma GCC unroll 2
+    for (int half = 0; half < COUNT; half++) {
+        vf sum = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < EACH; i++) {
-        const vf code = codes_of<BITS>(block, HALF * EACH + i);
-        use(first + i * WIDTH, HALF * EACH + i, BITS == 32 ? code : code * scale + offset);
+        for (int i = half * VECTORS / 2; i < (half + 1) * VECTORS / 2; i++) sum += codes_of<BITS>(codes, i) * load(x + i * WIDTH);
+        total += BITS == 32 ? sum : scale[half * 32 / per] * sum;
     }
+    return total;
 }
 
-// Columns [begin, end) of one neuron; begin a multiple of 64, end one of 32.
-template <int BITS, typename Use>
-INLINE void each_weight(const lissome_matrix &m, long neuron, long begin, long end, const Use &use) {
+// A neuron's weights times x. x_sums: of each group of columns; scale: room for the groups' scales.
+template <int BITS>
+static float dot(const lissome_matrix &m, long neuron, const float *x, const float *x_sums, float *scale) {
+    const long groups = BITS == 32 ? 0 : m.columns / m.group;
     const char *at = neuron_at(m, neuron);
-    long first = begin;
-    for (; first + BLOCK <= end; first += BLOCK) {
-        half_block<BITS, 0>(m, at, first, use);
-        half_block<BITS, 1>(m, at, first + 32, use);
+    vf total[2] = {};
+    float whole = 0;
+    for (long g = 0; g < groups; g += WIDTH) {
+        const vf offset = halves(at + (groups + g) * 2);
+        store(scale + g, halves(at + g * 2));
+        if (g + WIDTH <= groups) total[0] += offset * load(x_sums + g);
+        else for (long i = 0; g + i < groups; i++) whole += offset[i] * x_sums[g + i];  // what is read beyond the last group is codes, and may be NaN
     }
-    if (first < end) half_block<BITS, 0>(m, at, first, use);
+    const long per = m.group < BLOCK ? m.group : BLOCK;
+    const char *codes = codes_at(m, neuron, 0);
+    long c = 0;
+    for (; c + BLOCK <= m.columns; c += BLOCK, codes += BITS * 8) total[c / BLOCK % 2] += dot_block<BITS, 2>(codes, x + c, scale + c / m.group, per);
+    if (c < m.columns) total[0] += dot_block<BITS, 1>(codes, x + c, scale + c / m.group, per);
+    const vf both = total[0] + total[1];
+    for (int i = 0; i < WIDTH; i++) whole += both[i];
+    return whole;
+}
+
+// y += the weights of `count` neurons times their factors, in COUNT halves of a block, but for the offsets. scale: [count, wide], from the block's group on.
+template <int BITS, int COUNT>
+INLINE void add_block(const char *const *codes, long count, float *y, const float *scale, long wide, long per, const float *factor) {
+    vf sum[VECTORS];
+#pragma GCC unroll 16
+    for (int i = 0; i < COUNT * VECTORS / 2; i++) sum[i] = load(y + i * WIDTH);
+    for (long n = 0; n < count; n++)
+#pragma GCC unroll 16
+        for (int i = 0; i < COUNT * VECTORS / 2; i++)
+            sum[i] += (BITS == 32 ? factor[n] : scale[n * wide + i / (VECTORS / 2) * 32 / per]) * codes_of<BITS>(codes[n], i);
+#pragma GCC unroll 16
+    for (int i = 0; i < COUNT * VECTORS / 2; i++) store(y + i * WIDTH, sum[i]);
+}
+
+constexpr long TOGETHER = 4;  // neurons whose rows of `down` are added in one pass over y
+
+template <int BITS>
+static void add(const lissome_matrix &m, const int32_t *neurons, long count, const float *factor, float *y, float *offsets, float *scale, long wide) {
+    const char *codes[TOGETHER];
+    for (long n = 0; n < count; n++) {
+        codes[n] = codes_at(m, neurons[n], 0);
+        if (BITS != 32) heads(m, neurons[n], factor[n], scale + n * wide, offsets);
+    }
+    const long per = m.group < BLOCK ? m.group : BLOCK;
+    long c = 0;
+    for (; c + BLOCK <= m.columns; c += BLOCK) {
+        add_block<BITS, 2>(codes, count, y + c, scale + c / m.group, wide, per, factor);
+        for (long n = 0; n < count; n++) codes[n] += BITS * 8;
+    }
+    if (c < m.columns) add_block<BITS, 1>(codes, count, y + c, scale + c / m.group, wide, per, factor);
+}
+
+// One neuron's columns [begin, end), begin a multiple of 64, to `to`, so far apart. room: for the groups' scales and offsets.
+template <int BITS>
+static void spread(const lissome_matrix &m, long neuron, long begin, long end, float *to, long apart, float *room, long wide) {
+    if (BITS != 32) {
+        __builtin_memset(room + wide, 0, sizeof(float) * wide);
+        heads(m, neuron, 1, room, room + wide);
+    }
+    for (long c = begin; c < end; c += WIDTH) {
+        const vf code = codes_of<BITS>(codes_at(m, neuron, c / BLOCK * BLOCK), (int)(c % BLOCK / WIDTH));
+        const vf w = BITS == 32 ? code : code * room[c / m.group] + room[wide + c / m.group];
+        if (apart == 1) store(to + c - begin, w);
+        else for (int i = 0; i < WIDTH; i++) to[(c - begin + i) * apart] = w[i];
+    }
 }
 
 #define BY_BITS(m, call) ((m).bits == 4 ? call<4> : (m).bits == 8 ? call<8> : call<32>)
 
-template <int BITS>
-static float dot(const lissome_matrix &m, long neuron, const float *x) {
-    vf sum[4] = {};
-    each_weight<BITS>(m, neuron, 0, m.columns, [&](long column, int i, vf w) __attribute__((always_inline)) { sum[i % 4] += w * load(x + column); });
-    const vf whole = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    float total = 0;
-    for (int i = 0; i < WIDTH; i++) total += whole[i];
-    return total;
-}
-
-template <int BITS>
-static void add(const lissome_matrix &m, long neuron, float times, float *y) {
-    each_weight<BITS>(m, neuron, 0, m.columns, [&](long column, int, vf w) __attribute__((always_inline)) { store(y + column, load(y + column) + times * w); });
-}
-
-// One neuron's columns [begin, end) to `to`, so far apart.
-template <int BITS>
-static void spread(const lissome_matrix &m, long neuron, long begin, long end, float *to, long apart) {
-    each_weight<BITS>(m, neuron, begin, end, [&](long column, int, vf w) __attribute__((always_inline)) {
-        if (apart == 1) return store(to + column - begin, w);
-        for (int i = 0; i < WIDTH; i++) to[(column - begin + i) * apart] = w[i];
-    });
-}
-
-// What this thread's speaking neurons add, into its own sums; the caller joins them.
-static void spoken(const Step &s, int thread, const lissome_layer &l, Span mine) {
-    float *partial = s.ffn->partial + thread * s.rows * s.wide;
-    int32_t *live = s.ffn->live + thread * s.ffn_wide;
+// What this thread's speaking neurons add to one row: y.
+static void spoken(const Step &s, int thread, const lissome_layer &l, Span mine, long row, float *y) {
     const bool gate_first = l.ffn == LISSOME_GATE_FIRST;
-    const long last = mine.end < l.down.rows ? mine.end : l.down.rows;
+    const long wide = s.ffn->groups, hidden = s.d.hidden, last = mine.end < l.down.rows ? mine.end : l.down.rows;
+    float *scale = s.ffn->scales + thread * FfnRoom::HEADS * wide, *offsets = scale + TOGETHER * wide, *x_sums = offsets + wide;
+    const float *gate = s.gate + row * s.ffn_wide, *x = s.normed + row * s.wide;
+    int32_t *live = s.ffn->live + thread * s.ffn_wide;
     long count = 0;
-    for (long j = mine.begin; j < last; j++) {
-        bool any = false;
-        for (long r = 0; r < s.rows; r++) any |= says(s.gate[r * s.ffn_wide + j], l.threshold);
-        live[count] = (int32_t)j;
-        count += any;
-    }
-    __builtin_memset(partial, 0, sizeof(float) * s.rows * s.wide);
-    for (long i = 0; i < count; i++) {
-        if (i + AHEAD_NEURONS < count) {
-            if (gate_first) fetch(l.up, live[i + AHEAD_NEURONS]);
-            fetch(l.down, live[i + AHEAD_NEURONS]);
+    for (long j = mine.begin; j < last; j++) live[count] = (int32_t)j, count += says(gate[j], l.threshold);
+    __builtin_memset(y, 0, sizeof(float) * s.wide);
+    __builtin_memset(offsets, 0, sizeof(float) * 2 * wide);
+    if (gate_first)
+        for (long c = 0; c < hidden; c++) x_sums[c / l.up.group] += x[c];
+    for (long i = 0; i < count; i += TOGETHER) {
+        const long some = count - i < TOGETHER ? count - i : TOGETHER;
+        for (long n = i + TOGETHER; n < count && n < i + 2 * TOGETHER; n++) {
+            if (gate_first) fetch(l.up, live[n]);
+            fetch(l.down, live[n]);
         }
-        for (long r = 0, j = live[i]; r < s.rows; r++) {
-            float says_so = s.gate[r * s.ffn_wide + j];
-            if (!says(says_so, l.threshold)) continue;
-            if (gate_first) says_so *= BY_BITS(l.up, dot)(l.up, j, s.normed + r * s.wide);
-            BY_BITS(l.down, add)(l.down, j, says_so, partial + r * s.wide);
+        float says_so[TOGETHER];
+        for (long n = 0; n < some; n++) {
+            says_so[n] = gate[live[i + n]];
+            if (gate_first) says_so[n] *= BY_BITS(l.up, dot)(l.up, live[i + n], x, x_sums, scale);
         }
+        BY_BITS(l.down, add)(l.down, live + i, some, says_so, y, offsets, scale, wide);
     }
+    if (l.down.bits != 32)
+        for (long c = 0; c < hidden; c += WIDTH) store(y + c, load(y + c) + offsets[c / l.down.group]);
 }
 
 // s.up = x up^T for this thread's neurons of a matrix that is laid out by neuron.
 static void up_by_panels(const Step &s, int thread, const lissome_matrix &m, Span mine) {
-    float *panel = s.panels + thread * DEEP * 64;
+    float *panel = s.panels + thread * DEEP * 64, *room = s.ffn->scales + thread * FfnRoom::HEADS * s.ffn->groups;
     for (long j = mine.begin; j < mine.end; j += 64) {
         const long width = mine.end - j < 64 ? mine.end - j : 64;
         for (long first = 0; first < m.columns; first += DEEP) {
             const long deep = m.columns - first < DEEP ? m.columns - first : DEEP;
             for (long i = 0; i < width; i++) {
-                if (j + i < m.rows) BY_BITS(m, spread)(m, j + i, first, first + deep, panel + i, width);
+                if (j + i < m.rows) BY_BITS(m, spread)(m, j + i, first, first + deep, panel + i, width, room, s.ffn->groups);
                 else for (long c = 0; c < deep; c++) panel[c * width + i] = 0;
             }
             product(s.up + j, s.ffn_wide, s.normed + first, s.wide, 1, panel, width, s.rows, width, deep, first ? ADD : OVERWRITE);
@@ -197,13 +239,13 @@ static void up_by_panels(const Step &s, int thread, const lissome_matrix &m, Spa
 
 // s.added = s.gate down for this thread's columns of a matrix that is laid out by neuron.
 static void down_by_panels(const Step &s, int thread, const lissome_matrix &m) {
-    float *panel = s.panels + thread * DEEP * 64;
+    float *panel = s.panels + thread * DEEP * 64, *room = s.ffn->scales + thread * FfnRoom::HEADS * s.ffn->groups;
     const long blocks = (m.columns + BLOCK - 1) / BLOCK;
     for (long b = share(blocks, thread, s.pool.size()); b < share(blocks, thread + 1, s.pool.size()); b++) {
         const long from = b * BLOCK, width = m.columns - from < BLOCK ? m.columns - from : BLOCK;
         for (long first = 0; first < m.rows; first += DEEP) {
             const long deep = m.rows - first < DEEP ? m.rows - first : DEEP;
-            for (long i = 0; i < deep; i++) BY_BITS(m, spread)(m, first + i, from, from + width, panel + i * width, 1);
+            for (long i = 0; i < deep; i++) BY_BITS(m, spread)(m, first + i, from, from + width, panel + i * width, 1, room, s.ffn->groups);
             product(s.added + from, s.wide, s.gate + first, s.ffn_wide, 1, panel, width, s.rows, width, deep, first ? ADD : OVERWRITE);
         }
     }
@@ -228,7 +270,7 @@ static void sparse(const Step &s, int thread, const lissome_layer &l) {
         s.pool.barrier();
         return down_by_panels(s, thread, l.down);
     }
-    spoken(s, thread, l, mine);
+    for (long r = 0; r < s.rows; r++) spoken(s, thread, l, mine, r, s.ffn->partial + (thread * s.rows + r) * s.wide);
     s.pool.barrier();
     const long whole = s.rows * s.wide / WIDTH;
     for (long i = share(whole, thread, s.pool.size()) * WIDTH; i < share(whole, thread + 1, s.pool.size()) * WIDTH; i += WIDTH) {

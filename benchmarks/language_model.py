@@ -1,0 +1,86 @@
+"""A small gated language model of bytes, trained here, and its task: what benchmarks take where a pretrained model would need a larger machine to train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lissome.core.cache import Cache, digest
+from lissome.core.model import Model
+from lissome.core.progress import Progress
+from lissome.core.task import Split, Task
+from lissome.data.recent import recent_text
+from lissome.nn.load import as_model, save_model
+from lissome.train.batches import LABELS
+from lissome.train.config import TrainConfig
+from lissome.train.finetune import language_loss, trained_once
+from lissome.train.loop import train
+
+WINDOW, HELD_OUT = 128, {"calibration": 64, "validation": 1200, "test": 1200}
+SIZES = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+TRAINING = TrainConfig(steps=1500, lr=2e-3, schedule="cosine", precision="fp32", weight_decay=0.05)
+BATCH = 32
+
+
+def collate(rows: list[np.ndarray], padding: str = "longest") -> dict[str, np.ndarray]:
+    """Windows of equal length as one batch."""
+    return {"input_ids": np.stack(rows).astype(np.int64), "attention_mask": np.ones((len(rows), WINDOW), np.int64)}
+
+
+def bytes_task(cache: Cache, progress: Progress) -> Task:
+    """Windows of bytes; an example's score is exp of the mean log-likelihood of its next bytes, in (0, 1]. Documents are whole in one split."""
+    found, documents = {name: [] for name in ("train", *HELD_OUT)}, recent_text(cache, progress)
+    order = np.random.default_rng(0).permutation(sorted(documents))
+    for name in order:
+        data = np.frombuffer(documents[str(name)].encode(), np.uint8)
+        windows = [data[at : at + WINDOW] for at in range(0, len(data) - WINDOW + 1, WINDOW)]
+        short = next((split for split, count in HELD_OUT.items() if len(found[split]) < count), "train")
+        found[short] += windows[: HELD_OUT.get(short, len(windows))]
+    rows = {split: part[: HELD_OUT.get(split, len(part))] for split, part in found.items()}
+
+    def score(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        likely = torch.from_numpy(outputs[:, :-1]).log_softmax(-1)
+        ids = torch.from_numpy(np.stack(list(targets)).astype(np.int64))
+        return likely.gather(-1, ids[:, 1:, None]).mean((1, 2)).exp().numpy()
+
+    splits = {split: Split(part, np.stack(part)) for split, part in rows.items()}
+    mark = digest("bytes", WINDOW, [bytes(one) for part in rows.values() for one in part])
+    return Task("bytes", "language-modelling", splits, collate, score, mark, "benchmarks/language_model.py", exact=False)
+
+
+class Windows:
+    """The train split in batches, shuffled anew in every epoch."""
+
+    def __init__(self, task: Task):
+        self.rows = task.splits["train"].inputs
+
+    def __len__(self) -> int:
+        return len(self.rows) // BATCH
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches from the `start`-th on."""
+        order = np.random.default_rng(number).permutation(len(self.rows))
+        for at in range(start, len(self)):
+            ids = torch.from_numpy(collate([self.rows[i] for i in order[at * BATCH : (at + 1) * BATCH]])["input_ids"])
+            yield {"input_ids": ids, LABELS: ids}
+
+
+def bytes_model(cache: Cache, progress: Progress, training: TrainConfig = TRAINING) -> tuple[Model, Task]:
+    """The model, trained the first time, and its task."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    task = bytes_task(cache, progress)
+    torch.manual_seed(0)
+    fresh: Any = LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=256, max_position_embeddings=WINDOW, tie_word_embeddings=True, pad_token_id=None))
+    model = as_model(fresh, "bytes")
+
+    def make(empty: Path, checkpoints: Path) -> None:
+        train(fresh, Windows(task), language_loss, training, resume=checkpoints, progress=progress)
+        save_model(as_model(fresh, "bytes"), empty)
+
+    key = digest("bytes model", 1, SIZES, training.model_dump(exclude={"checkpoint_every"}), task.fingerprint)
+    return trained_once(cache, "finetune", key, model, make), task
