@@ -40,7 +40,7 @@ def test_rows_leave_at_the_first_exit_that_is_sure():
     assert given_.taken(np.array([0.0, 0.0])).tolist() == [0, 0, 0, 2]
 
 
-@pytest.mark.parametrize("risk", ["lost", "drop"])
+@pytest.mark.parametrize("risk", ["lost", pytest.param("drop", marks=pytest.mark.slow)])
 def test_promises_are_broken_as_seldom_as_they_say(risk):
     """60 times a path is made on one sample and certified on another; how often the true loss at the chosen point is above alpha."""
     truth = answers(40_000, 99)
