@@ -69,7 +69,7 @@ def ffns(draw):
 
 def both(weights: Weights, rows: int, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
     step = [torch.arange(rows) % 50, torch.zeros(rows), torch.arange(rows), torch.arange(rows)]
-    return Decoder(weights, 1, 64, Pool(threads), half=False).step(*step), Reference(weights, 1, 64, half=False).step(*step)
+    return Decoder(weights, 1, 64, Pool(threads), half=False, inputs=32).step(*step), Reference(weights, 1, 64, half=False).step(*step)
 
 
 @native

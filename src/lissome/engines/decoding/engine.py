@@ -100,13 +100,14 @@ class Engine:
         return self.step(given)[0]
 
     def part(self, first: int, last: int, head: Packed | None = None) -> Decoder | Reference:
-        """Layers [first, last) alone, over the same weights, keys and values; head: one of its own. Raises BadInput for layers that do not exist."""
+        """Layers [first, last) alone, over the same weights, keys and values, their inputs never rounded; head: one of its own. Raises BadInput for layers
+        that do not exist."""
         layers = len(self.weights.layers)
         if not 0 <= first < last <= layers:
             raise BadInput(f"there are no layers {first} to {last}: the model has {layers}", expected=f"0 <= first < last <= {layers}")
         if isinstance(self._decoder, Streamed):
             raise BadInput("layers alone cannot be had within a memory budget", do="leave out --memory-budget, or --draft-layers")
-        return self._decoder.part(first, last, head)
+        return self._decoder.part(first, last, head, exact=True)
 
     @property
     def streamed(self) -> Streamed | None:

@@ -227,7 +227,7 @@ class Streamed:
     def _head(self, head: Packed) -> Decoder:
         """A decoder without layers: what it is given goes through the last norm and these rows of the head."""
         weights = dataclasses.replace(self.weights, layers=[], head=head)
-        return Decoder(weights, self.whole.slots, self.whole.capacity, self.whole.pool, True, (self.whole.keys, self.whole.values))
+        return Decoder(weights, self.whole.slots, self.whole.capacity, self.whole.pool, kept=(self.whole.keys, self.whole.values))
 
     def _fetch(self, at: int) -> None:
         """Begin to read a unit."""

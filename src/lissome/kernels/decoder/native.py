@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,8 @@ class _Matrix(ctypes.Structure):
     _fields_ = [("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("bits", ctypes.c_int32), ("group", ctypes.c_int32), ("data", ctypes.c_void_p)]
 
 
+Inputs = Literal[8, 16, 32]
+INPUTS: Inputs = 8
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -50,6 +52,7 @@ class _Decoder(ctypes.Structure):
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
         ("half", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
         ("layer", ctypes.POINTER(_Layer)),
         ("embedding", _Matrix),
         ("head", _Matrix),
@@ -108,24 +111,36 @@ class Decoder:
     """The kernel with its weights, and room for the keys and values of `slots` sequences of up to `capacity` tokens.
 
     half: keep keys and values in bfloat16 rather than float32. kept: keys and values that another decoder has made room for.
+    inputs: bits to which the inputs of products are rounded where several rows share the weights and the processor multiplies integers faster; 32: never.
     """
 
     def __init__(
-        self, weights: Weights, slots: int, capacity: int, pool: Pool, half: bool = True, kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        self,
+        weights: Weights,
+        slots: int,
+        capacity: int,
+        pool: Pool,
+        half: bool = True,
+        inputs: Inputs = INPUTS,
+        kept: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         if capacity > weights.cosine.shape[0]:
             raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
         self.weights, self.slots, self.capacity, self.pool = weights, slots, capacity, pool
         shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
-        self.half = half
+        self.half, self.inputs = half, inputs
         self.keys, self.values = kept or (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
         self._held: list[Any] = []  # what the structure points to
-        self._given = self._structure(half)
+        self._given = self._structure(half, inputs)
 
-    def part(self, first: int, last: int, head: Packed | None = None) -> Decoder:
-        """Layers [first, last) over the same weights, keys and values; head: one of its own, whose rows its logits are of. 0 <= first < last <= layers."""
+    def part(self, first: int, last: int, head: Packed | None = None, exact: bool = False) -> Decoder:
+        """Layers [first, last) over the same weights, keys and values, 0 <= first < last <= layers.
+
+        head: one of its own, whose rows its logits are of. exact: never rounds inputs, so that several rows say what each says by itself.
+        """
         weights = dataclasses.replace(self.weights, layers=self.weights.layers[first:last], head=head or self.weights.head)
-        return Decoder(weights, self.slots, self.capacity, self.pool, self.half, (self.keys[first:last], self.values[first:last]))
+        kept = self.keys[first:last], self.values[first:last]
+        return Decoder(weights, self.slots, self.capacity, self.pool, self.half, 32 if exact else self.inputs, kept)
 
     def step(
         self,
@@ -151,7 +166,7 @@ class Decoder:
         _check(code, "lissome_decoder_part")
         return logits
 
-    def _structure(self, half: bool) -> _Decoder:
+    def _structure(self, half: bool, inputs: Inputs) -> _Decoder:
         w = self.weights
         layers = (_Layer * max(1, len(w.layers)))()
         for made, layer in zip(layers, w.layers, strict=False):
@@ -163,7 +178,7 @@ class Decoder:
         self._held.append(layers)
         hidden, ffn = w.embedding.columns, max((layer.ffn.neurons(layer.matrices) for layer in w.layers), default=0)
         given = _Decoder(
-            len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), layers
+            len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), inputs, layers
         )
         given.embedding, given.head = _matrix(w.embedding), _matrix(w.head)
         given.norm, given.cosine, given.sine = self._floats(w.norm), self._floats(w.cosine), self._floats(w.sine)
@@ -193,8 +208,8 @@ class Decoder:
         return held.data_ptr()
 
 
-def multiply(matrix: Packed, x: torch.Tensor, pool: Pool) -> torch.Tensor:
-    """x [n, columns] times the transposed matrix: [n, rows], float32."""
+def multiply(matrix: Packed, x: torch.Tensor, pool: Pool, inputs: Inputs = 32) -> torch.Tensor:
+    """x [n, columns] times the transposed matrix: [n, rows], float32. inputs: as for `Decoder`."""
     if matrix.layout != "tiles":
         raise BadInput("weights that are laid out by neuron are read by feed-forward parts alone", expected="what `pack` gives")
     if x.ndim != 2 or x.shape[1] != matrix.columns:
@@ -203,7 +218,7 @@ def multiply(matrix: Packed, x: torch.Tensor, pool: Pool) -> torch.Tensor:
     out = torch.empty(len(x), -(-matrix.rows // ROWS) * ROWS)
     given = _matrix(matrix)
     pointers = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())
-    _check(library().loaded().lissome_matrix_multiply(ctypes.byref(given), pool.handle, ctypes.c_int64(len(x)), *pointers), "lissome_matrix_multiply")
+    _check(library().loaded().lissome_matrix_multiply(ctypes.byref(given), pool.handle, inputs, ctypes.c_int64(len(x)), *pointers), "lissome_matrix_multiply")
     return out[:, : matrix.rows]
 
 

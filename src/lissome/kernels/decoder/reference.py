@@ -20,8 +20,8 @@ class Reference:
         shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
         self.keys, self.values = kept or (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
 
-    def part(self, first: int, last: int, head: Packed | None = None) -> Reference:
-        """Layers [first, last) over the same weights, keys and values."""
+    def part(self, first: int, last: int, head: Packed | None = None, exact: bool = True) -> Reference:
+        """Layers [first, last) over the same weights, keys and values; always exact."""
         weights = dataclasses.replace(self.weights, layers=self.weights.layers[first:last], head=head or self.weights.head)
         return Reference(weights, self.slots, self.capacity, self.half, (self.keys[first:last], self.values[first:last]))
 

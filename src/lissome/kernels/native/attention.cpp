@@ -24,7 +24,7 @@ bool sensible(const lissome_attention *a) {
 
 void forward_tile(const lissome_attention &a, int64_t batch, int64_t head, int64_t tile, void *scratch) {
 #ifdef LISSOME_X86
-    if (isa() == AVX512) return avx512::forward_tile(a, batch, head, tile, *(avx512::Scratch *)scratch);
+    if (isa() >= AVX512) return avx512::forward_tile(a, batch, head, tile, *(avx512::Scratch *)scratch);
     if (isa() == AVX2) return avx2::forward_tile(a, batch, head, tile, *(avx2::Scratch *)scratch);
 #endif
     portable::forward_tile(a, batch, head, tile, *(portable::Scratch *)scratch);
@@ -32,7 +32,7 @@ void forward_tile(const lissome_attention &a, int64_t batch, int64_t head, int64
 
 void backward_tile(const lissome_attention &a, int64_t batch, int64_t head, int64_t tile, void *scratch, float *dk, float *dv, long dim_up, long value_up) {
 #ifdef LISSOME_X86
-    if (isa() == AVX512) return avx512::backward_tile(a, batch, head, tile, *(avx512::Scratch *)scratch, dk, dv, dim_up, value_up);
+    if (isa() >= AVX512) return avx512::backward_tile(a, batch, head, tile, *(avx512::Scratch *)scratch, dk, dv, dim_up, value_up);
     if (isa() == AVX2) return avx2::backward_tile(a, batch, head, tile, *(avx2::Scratch *)scratch, dk, dv, dim_up, value_up);
 #endif
     portable::backward_tile(a, batch, head, tile, *(portable::Scratch *)scratch, dk, dv, dim_up, value_up);

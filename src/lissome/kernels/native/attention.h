@@ -42,7 +42,7 @@ typedef struct {
 int lissome_attention_forward(const lissome_attention *);
 int lissome_attention_backward(const lissome_attention *);
 
-// The instruction set that is used here: "avx512", "avx2" or "portable"; LISSOME_ISA forces a lower one.
+// The instruction set that is used here: "avx512-vnni", "avx512", "avx2" or "portable"; LISSOME_ISA forces a lower one.
 const char *lissome_isa(void);
 int lissome_version(void);
 

@@ -15,7 +15,7 @@
 #include "each_isa.h"
 
 #ifdef LISSOME_X86
-#define AS_HERE(call) (isa() == AVX512 ? avx512::call : isa() == AVX2 ? avx2::call : portable::call)
+#define AS_HERE(call) (isa() >= AVX512 ? avx512::call : isa() == AVX2 ? avx2::call : portable::call)
 #else
 #define AS_HERE(call) (portable::call)
 #endif
@@ -54,7 +54,10 @@ bool sensible_ffn(const lissome_decoder &d, const lissome_layer &l) {
     return !l.gate.data || gated(d, l.gate, l.up, l.down);
 }
 
+bool sensible_inputs(int32_t bits) { return bits == 8 || bits == 16 || bits == 32; }
+
 bool sensible(const lissome_decoder &d) {
+    if (!sensible_inputs(d.inputs)) return false;
     if (d.layers < 0 || d.heads < 1 || d.kv_heads < 1 || d.heads % d.kv_heads || d.dim < 16 || d.dim % 16 || d.dim > LISSOME_DIM_MAX || d.slots < 1 ||
         d.capacity < 1 || !d.keys || !d.values)
         return false;
@@ -102,10 +105,10 @@ int lissome_decoder_part(const lissome_decoder *decoder, lissome_pool *pool, int
     return 0;
 }
 
-int lissome_matrix_multiply(const lissome_matrix *matrix, lissome_pool *pool, int64_t n, const float *x, float *y) {
-    if (!sensible(*matrix, matrix->rows, matrix->columns) || n < 0) return 1;
+int lissome_matrix_multiply(const lissome_matrix *matrix, lissome_pool *pool, int32_t inputs, int64_t n, const float *x, float *y) {
+    if (!sensible(*matrix, matrix->rows, matrix->columns) || !sensible_inputs(inputs) || n < 0) return 1;
     try {
-        if (n) AS_HERE(multiply(*matrix, pool->team, n, x, y));
+        if (n) AS_HERE(multiply(*matrix, pool->team, inputs, n, x, y));
     } catch (const std::bad_alloc &) {
         return 2;
     }

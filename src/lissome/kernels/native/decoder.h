@@ -38,6 +38,7 @@ typedef struct {
     int64_t slots, capacity;  // sequences that are kept, and tokens of each
     float epsilon, scale;     // of the norms; of the attention scores
     int32_t half;             // keys and values: 0 float32, 1 bfloat16
+    int32_t inputs;           // bits that the inputs of products may be rounded to where several rows share the weights: 8, 16, or 32 for none
     const lissome_layer *layer;
     lissome_matrix embedding, head;
     const float *norm;        // [hidden], before the head
@@ -49,8 +50,8 @@ typedef struct lissome_pool lissome_pool;
 lissome_pool *lissome_pool_new(int threads);
 void lissome_pool_free(lissome_pool *);
 
-// y [n, rows rounded up to 16] = x [n, columns] W^T, float32; x and y contiguous. 0, 1 or 2 as below.
-int lissome_matrix_multiply(const lissome_matrix *, lissome_pool *, int64_t n, const float *x, float *y);
+// y [n, rows rounded up to 16] = x [n, columns] W^T, float32; x and y contiguous. inputs: as in lissome_decoder. 0, 1 or 2 as below.
+int lissome_matrix_multiply(const lissome_matrix *, lissome_pool *, int32_t inputs, int64_t n, const float *x, float *y);
 
 // Runs `rows` tokens: token[i] stands at position[i] of the sequence in slot[i]; what came before it there is read from the cache, or stands before it in
 // this call. Rows of one slot are neighbours, in rising order of position. logits: [wanted, rows of the head] of the rows which[0..wanted).

@@ -1,7 +1,8 @@
 // The stages of a decoder's step, compiled once for each instruction set. Every stage shares its work among the threads and ends at a barrier.
 #include "matrix_body.h"
 
-constexpr long LONG_RUN = 16;  // so many rows of a sequence are attended to in tiles
+constexpr long LONG_RUN = 16;     // so many rows of a sequence are attended to in tiles
+constexpr long SHARED_KEYS = 64;  // threads share a head by so many keys
 
 struct FfnRoom;
 
@@ -14,11 +15,15 @@ struct Step {
     float *state, *normed, *added;  // [rows, wide]: the residual stream, what a block reads, what it adds
     float *q, *k, *v, *seen;        // [rows, q_wide | kv_wide | kv_wide | q_wide]
     float *gate, *up;               // [rows, ffn_wide]
-    float *scores;                  // [threads, capacity + WIDTH]
+    float *scores;                  // [threads, scores_each]: scores of HEADS_TOGETHER heads, and their queries
+    float *partial;                 // [threads, 2, query heads of a key-value head, 2 + dim]: see look_body.h
     float *sums;                    // [threads, sums_each]
     float *panels;                  // [threads, DEEP * 64]
     char *tiles;                    // [threads, attention_scratch()]
-    long sums_each;
+    char *inputs;                   // [threads, inputs_each]: rounded ones
+    long sums_each, scores_each, inputs_each;
+    std::vector<Look> looks;        // of single rows
+    std::vector<Place> shares;      // of these, for each thread
     FfnRoom *ffn;
 };
 
@@ -27,6 +32,7 @@ INLINE long share(long whole, int thread, int threads) { return whole * thread /
 // out [rows, ldo] = x W^T for this thread's tiles.
 static void times(const Step &s, int thread, const lissome_matrix &m, long rows, const float *x, long ldx, float *out, long ldo) {
     const long tiles = tiles_of(m), begin = share(tiles, thread, s.pool.size()), end = share(tiles, thread + 1, s.pool.size());
+    if (rounds(m, s.d.inputs, rows)) return rounding(m, s.d.inputs, begin, end, rows, x, ldx, out, ldo, s.inputs + thread * s.inputs_each);
     if (rows > FEW) return many(m, begin, end, rows, x, ldx, out, ldo, s.panels + thread * DEEP * 64);
     float *sums = s.sums + thread * s.sums_each;
     if (m.bits != 32) block_sums(x, ldx, rows, m.columns, sums);
@@ -40,9 +46,17 @@ static void norm(const Step &s, int thread, const float *weight, bool add) {
         float *state = s.state + r * s.wide, *normed = s.normed + r * s.wide;
         const float *added = s.added + r * s.wide;
         double squares = 0;
-        for (long i = 0; i < hidden; i++) {
-            if (add) state[i] += added[i];
-            squares += (double)state[i] * state[i];
+        vf lanes = {};
+        long c = 0;
+        for (; c + WIDTH <= hidden; c += WIDTH) {
+            const vf now = add ? load(state + c) + load(added + c) : load(state + c);
+            store(state + c, now);
+            lanes += now * now;
+        }
+        for (int i = 0; i < WIDTH; i++) squares += lanes[i];
+        for (; c < hidden; c++) {
+            if (add) state[c] += added[c];
+            squares += (double)state[c] * state[c];
         }
         const float inverse = (float)(1 / std::sqrt(squares / hidden + s.d.epsilon));
         for (long i = 0; i < hidden; i++) normed[i] = state[i] * inverse * weight[i];
@@ -85,50 +99,7 @@ static void remembered(const Step &s, int thread, long layer) {
     }
 }
 
-INLINE vf load_kept(const void *kept, int half, int64_t at) {
-    if (!half) return load((const float *)kept + at);
-    typedef uint16_t vh __attribute__((vector_size(WIDTH * 2)));
-    vh narrow;
-    __builtin_memcpy(&narrow, (const uint16_t *)kept + at, sizeof narrow);
-    return (vf)(__builtin_convertvector(narrow, vi) << 16);
-}
-
-// One query over the keys and values of its sequence: out [dim]. scores: room for one number a key.
-static void look(const lissome_decoder &d, const float *q, int64_t from, long keys, float *scores, float *out) {
-    float most = -INFINITY;
-    for (long j = 0; j < keys; j++) {
-        vf sum = {};
-        for (long i = 0; i < d.dim; i += WIDTH) sum += load(q + i) * load_kept(d.keys, d.half, from + j * d.dim + i);
-        float score = 0;
-        for (int i = 0; i < WIDTH; i++) score += sum[i];
-        scores[j] = score * d.scale;
-        most = scores[j] > most ? scores[j] : most;
-    }
-    float total = 0;
-    for (long j = 0; j < keys; j += WIDTH) {
-        vf p = exponential(load(scores + j) - most);
-        store(scores + j, p);
-        for (long i = 0; i < WIDTH && j + i < keys; i++) total += p[i];
-    }
-    for (long i = 0; i < d.dim; i += 4 * WIDTH) {
-        vf sum[4] = {};
-        const int parts = d.dim - i < 4 * WIDTH ? (int)((d.dim - i) / WIDTH) : 4;
-        for (long j = 0; j < keys; j++)
-            for (int c = 0; c < parts; c++) sum[c] += scores[j] * load_kept(d.values, d.half, from + j * d.dim + i + c * WIDTH);
-        for (int c = 0; c < parts; c++) store(out + i + c * WIDTH, sum[c] / total);
-    }
-}
-
-// This thread's pairs of a row and a head of a short run.
-static void looked(const Step &s, int thread, long layer, const Run &run) {
-    const lissome_decoder &d = s.d;
-    const long pairs = (run.end - run.begin) * d.heads;
-    for (long at = share(pairs, thread, s.pool.size()); at < share(pairs, thread + 1, s.pool.size()); at++) {
-        const long r = run.begin + at / d.heads, h = at % d.heads;
-        const int64_t from = place_of(d, layer, s.given.slot[r], h / (d.heads / d.kv_heads), 0);
-        look(d, s.q + r * s.q_wide + h * d.dim, from, s.given.position[r] + 1, s.scores + thread * (d.capacity + WIDTH), s.seen + r * s.q_wide + h * d.dim);
-    }
-}
+#include "look_body.h"
 
 // This thread's tiles of a long run.
 static void looked_by_tiles(const Step &s, int thread, long layer, const Run &run, lissome_attention a) {
@@ -166,6 +137,8 @@ static void picked(const Step &s, float *into) {
 
 static void stages(Step &s, int thread, const std::vector<Run> &runs, const std::vector<std::unique_ptr<Causal>> &causal, float *last, float *logits, long ldl) {
     const lissome_decoder &d = s.d;
+    bool together = false;  // whether threads share the keys of a head
+    for (const Place &one : s.shares) together = together || one.key > 0;
     embedded(s, thread);
     for (long at = 0; at < d.layers; at++) {
         const lissome_layer &l = d.layer[at];
@@ -179,9 +152,13 @@ static void stages(Step &s, int thread, const std::vector<Run> &runs, const std:
         s.pool.barrier();
         for (size_t i = 0; i < runs.size(); i++) {
             if (causal[i]) looked_by_tiles(s, thread, at, runs[i], causal[i]->attention);
-            else looked(s, thread, at, runs[i]);
         }
+        looked(s, thread, at);
         s.pool.barrier();
+        if (together) {
+            looked_together(s, thread);
+            s.pool.barrier();
+        }
         times(s, thread, l.o, s.rows, s.seen, s.q_wide, s.added, s.wide);
         s.pool.barrier();
         norm(s, thread, l.ffn_norm, true);
@@ -210,11 +187,13 @@ struct Room {
 INLINE long up_to(long width, long whole) { return (width + whole - 1) / whole * whole; }
 
 static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
-    const long rows = given.count, threads = pool.size(), vocabulary = up_to(d.head.rows, LISSOME_ROWS);
+    const long rows = given.count, threads = pool.size(), vocabulary = up_to(d.head.rows, LISSOME_ROWS), group = d.heads / d.kv_heads;
     Step s{d, pool, given};
     s.rows = rows, s.wide = up_to(d.hidden, 16), s.q_wide = up_to(d.heads * d.dim, 16), s.kv_wide = up_to(d.kv_heads * d.dim, 16), s.ffn_wide = up_to(d.ffn, 16);
     const long widest = s.wide > s.ffn_wide ? (s.wide > s.q_wide ? s.wide : s.q_wide) : (s.ffn_wide > s.q_wide ? s.ffn_wide : s.q_wide);
     s.sums_each = FEW * widest / LISSOME_GROUP_MIN + 16;
+    s.scores_each = up_to(HEADS_TOGETHER * (d.capacity + WIDTH + d.dim), 16);
+    s.inputs_each = up_to(rounded_bytes(widest), 64);
     const bool padded = vocabulary != d.head.rows;
     struct Part {
         float **at;
@@ -224,7 +203,7 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     const Part parts[] = {
         {&s.state, rows * s.wide}, {&s.normed, rows * s.wide}, {&s.added, rows * s.wide}, {&s.q, rows * s.q_wide}, {&s.seen, rows * s.q_wide},
         {&s.k, rows * s.kv_wide}, {&s.v, rows * s.kv_wide}, {&s.gate, rows * s.ffn_wide}, {&s.up, rows * s.ffn_wide},
-        {&s.scores, threads * (d.capacity + WIDTH)}, {&s.sums, threads * s.sums_each}, {&s.panels, threads * DEEP * 64},
+        {&s.scores, threads * s.scores_each}, {&s.partial, threads * 2 * group * (2 + d.dim)}, {&s.sums, threads * s.sums_each}, {&s.panels, threads * DEEP * 64},
         {&last, given.wanted * d.hidden}, {&logits, padded ? given.wanted * vocabulary : 0},
     };
     long floats = 0;
@@ -233,11 +212,17 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     std::vector<std::unique_ptr<Causal>> causal(runs.size());
     bool by_tiles = false;
     for (size_t i = 0; i < runs.size(); i++)
-        if (runs[i].end - runs[i].begin >= LONG_RUN) causal[i].reset(new Causal(d, runs[i], given.position[runs[i].begin])), by_tiles = true;
-    const Room room(floats * sizeof(float)), tiles(by_tiles ? threads * up_to(attention_scratch(), 64) : 64);
+        if (runs[i].end - runs[i].begin >= LONG_RUN) {
+            causal[i].reset(new Causal(d, runs[i], given.position[runs[i].begin])), by_tiles = true;
+        } else {
+            for (int64_t r = runs[i].begin; r < runs[i].end; r++)
+                for (int64_t h = 0; h < d.kv_heads; h++) s.looks.push_back({r, h, given.position[r] + 1});
+        }
+    s.shares = shares_of(s.looks, (int)threads, SHARED_KEYS);
+    const Room room(floats * sizeof(float)), tiles(by_tiles ? threads * up_to(attention_scratch(), 64) : 64), inputs(threads * s.inputs_each + 64);
     float *at = (float *)room.at;
     for (const Part &part : parts) *part.at = at, at += up_to(part.floats, 16);
-    s.tiles = (char *)tiles.at;
+    s.tiles = (char *)tiles.at, s.inputs = (char *)inputs.at;
     FfnRoom ffn_room(d, rows, threads, s.wide, s.ffn_wide);
     s.ffn = &ffn_room;
     float *to = padded ? logits : given.logits;
@@ -245,12 +230,13 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     for (long i = 0; padded && i < given.wanted; i++) __builtin_memcpy(given.logits + i * d.head.rows, to + i * vocabulary, sizeof(float) * d.head.rows);
 }
 
-static void multiply(const lissome_matrix &m, Pool &pool, long n, const float *x, float *y) {
-    const long threads = pool.size(), blocks = m.columns / LISSOME_GROUP_MIN, wide = up_to(m.rows, LISSOME_ROWS);
-    const Room room(sizeof(float) * threads * (DEEP * 64 + FEW * blocks));
+static void multiply(const lissome_matrix &m, Pool &pool, int inputs, long n, const float *x, float *y) {
+    const long threads = pool.size(), blocks = m.columns / LISSOME_GROUP_MIN, wide = up_to(m.rows, LISSOME_ROWS), rounded = up_to(rounded_bytes(m.columns), 64);
+    const Room room(sizeof(float) * threads * (DEEP * 64 + FEW * blocks)), codes(threads * rounded + 64);
     pool.run([&](int thread) {
         const long tiles = tiles_of(m), begin = share(tiles, thread, threads), end = share(tiles, thread + 1, threads);
         float *panel = (float *)room.at + thread * (DEEP * 64 + FEW * blocks), *sums = panel + DEEP * 64;
+        if (rounds(m, inputs, n)) return rounding(m, inputs, begin, end, n, x, m.columns, y, wide, (char *)codes.at + thread * rounded);
         if (n > FEW) return many(m, begin, end, n, x, m.columns, y, wide, panel);
         if (m.bits != 32) block_sums(x, m.columns, n, m.columns, sums);
         few(m, begin, end, n, x, m.columns, sums, y, wide);

@@ -30,6 +30,32 @@ inline std::vector<Run> runs_of(int64_t rows, const int32_t *slot, const int32_t
     return found;
 }
 
+// One row and one key-value head, and how many keys there are to see.
+struct Look {
+    int64_t row, head, keys;
+};
+
+// A key of a look; the looks' end is {looks, 0}.
+struct Place {
+    int64_t look, key;
+};
+
+// Where the shares of so many threads begin and end [threads + 1]: equally many keys each, cut at multiples of `least` keys.
+inline std::vector<Place> shares_of(const std::vector<Look> &looks, int threads, int64_t least) {
+    int64_t whole = 0, before = 0, look = 0;
+    for (const Look &one : looks) whole += one.keys;
+    std::vector<Place> shares{{0, 0}};
+    for (int t = 1; t < threads; t++) {
+        const int64_t wanted = whole * t / threads;
+        while (look < (int64_t)looks.size() && before + looks[look].keys <= wanted) before += looks[look++].keys;
+        Place place{look, (wanted - before + least / 2) / least * least};
+        if (look < (int64_t)looks.size() && place.key >= looks[look].keys) place = {look + 1, 0};
+        shares.push_back(place);
+    }
+    shares.push_back({(int64_t)looks.size(), 0});
+    return shares;
+}
+
 // The selection of causal attention for a run, in the terms of attention.h: every tile sees all blocks before its own, and its own up to the diagonal.
 struct Causal {
     std::vector<int32_t> blocks, masks;

@@ -156,11 +156,11 @@ INLINE void add_block(const char *const *codes, long count, float *y, const floa
     for (int i = 0; i < COUNT * VECTORS / 2; i++) store(y + i * WIDTH, sum[i]);
 }
 
-constexpr long TOGETHER = 4;  // neurons whose rows of `down` are added in one pass over y
+constexpr long ADDED = 4;  // neurons whose rows of `down` are added in one pass over y
 
 template <int BITS>
 static void add(const lissome_matrix &m, const int32_t *neurons, long count, const float *factor, float *y, float *offsets, float *scale, long wide) {
-    const char *codes[TOGETHER];
+    const char *codes[ADDED];
     for (long n = 0; n < count; n++) {
         codes[n] = codes_at(m, neurons[n], 0);
         if (BITS != 32) heads(m, neurons[n], factor[n], scale + n * wide, offsets);
@@ -195,7 +195,7 @@ static void spread(const lissome_matrix &m, long neuron, long begin, long end, f
 static void spoken(const Step &s, int thread, const lissome_layer &l, Span mine, long row, float *y) {
     const bool gate_first = l.ffn == LISSOME_GATE_FIRST;
     const long wide = s.ffn->groups, hidden = s.d.hidden, last = mine.end < l.down.rows ? mine.end : l.down.rows;
-    float *scale = s.ffn->scales + thread * FfnRoom::HEADS * wide, *offsets = scale + TOGETHER * wide, *x_sums = offsets + wide;
+    float *scale = s.ffn->scales + thread * FfnRoom::HEADS * wide, *offsets = scale + ADDED * wide, *x_sums = offsets + wide;
     const float *gate = s.gate + row * s.ffn_wide, *x = s.normed + row * s.wide;
     int32_t *live = s.ffn->live + thread * s.ffn_wide;
     long count = 0;
@@ -204,13 +204,13 @@ static void spoken(const Step &s, int thread, const lissome_layer &l, Span mine,
     __builtin_memset(offsets, 0, sizeof(float) * 2 * wide);
     if (gate_first)
         for (long c = 0; c < hidden; c++) x_sums[c / l.up.group] += x[c];
-    for (long i = 0; i < count; i += TOGETHER) {
-        const long some = count - i < TOGETHER ? count - i : TOGETHER;
-        for (long n = i + TOGETHER; n < count && n < i + 2 * TOGETHER; n++) {
+    for (long i = 0; i < count; i += ADDED) {
+        const long some = count - i < ADDED ? count - i : ADDED;
+        for (long n = i + ADDED; n < count && n < i + 2 * ADDED; n++) {
             if (gate_first) fetch(l.up, live[n]);
             fetch(l.down, live[n]);
         }
-        float says_so[TOGETHER];
+        float says_so[ADDED];
         for (long n = 0; n < some; n++) {
             says_so[n] = gate[live[i + n]];
             if (gate_first) says_so[n] *= BY_BITS(l.up, dot)(l.up, live[i + n], x, x_sums, scale);

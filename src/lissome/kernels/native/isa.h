@@ -3,5 +3,5 @@
 #include <cstdlib>
 #include <cstring>
 
-enum Isa { PORTABLE, AVX2, AVX512 };
+enum Isa { PORTABLE, AVX2, AVX512, VNNI };  // each has all that stands before it
 Isa isa();

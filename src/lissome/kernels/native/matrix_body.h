@@ -1,5 +1,5 @@
 // Products with the matrices of matrix.h, compiled once for each instruction set. Codes are widened in registers and multiplied with float32 inputs: nothing
-// but the weights themselves is rounded.
+// but the weights themselves is rounded. Where several inputs share the weights, they may be rounded too (matrix_rounded.h).
 #include "vector_body.h"
 
 constexpr long PARTS = LISSOME_ROWS / WIDTH;  // vectors that hold one number of each row of a tile
@@ -178,3 +178,33 @@ static void row_of(const lissome_matrix &m, long row, float *out) {
         }
     }
 }
+
+constexpr long BLOCK_ROWS = 128;  // inputs that are rounded, and multiplied with all tiles, before the next
+
+// Bytes of rounded inputs, and of their scales.
+INLINE long rounded_bytes(long columns) { return WIDTH == 16 ? BLOCK_ROWS * columns / LISSOME_GROUP_MIN * (64 + 8) : 0; }
+
+// Whether products of `count` inputs with this matrix may round them to `inputs` bits here.
+INLINE bool rounds(const lissome_matrix &m, int inputs, long count) { return WIDTH == 16 && isa() == VNNI && m.bits != 32 && inputs != 32 && count > 1; }
+
+#if WIDTH == 16
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512vnni"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512vnni")
+#endif
+#include "matrix_rounded.h"
+// `inputs`: 8 or 16.
+static void rounding(const lissome_matrix &m, int inputs, long begin, long end, long count, const float *x, long ldx, float *out, long ldo, void *room) {
+    if (inputs == 8) (m.bits == 4 ? rounded_times<8, 4> : rounded_times<8, 8>)(m, begin, end, count, x, ldx, out, ldo, room);
+    else (m.bits == 4 ? rounded_times<16, 4> : rounded_times<16, 8>)(m, begin, end, count, x, ldx, out, ldo, room);
+}
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#else
+static void rounding(const lissome_matrix &, int, long, long, long, const float *, long, float *, long, void *) {}
+#endif
