@@ -144,7 +144,7 @@ def test_two_sequences_side_by_side_are_as_each_alone(engine):
     engine.read([5, 6], slot=0)
     engine.read([8], slot=1)
     both = engine.step(Batch(torch.tensor([7, 9]), torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0, 1])))
-    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-3, atol=5e-3)  # inputs of several rows may be rounded to 16 bits
 
 
 def test_a_packed_folder_says_the_same_and_is_loaded_without_a_copy(path, tmp_path, engine):

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,6 +53,44 @@ def test_native_products_equal_those_of_the_dense_weights(shape, n, threads):
     found = multiply(pack(weights), x, Pool(threads)).double()
     size = x.abs().double() @ weights.dense().abs().double().T  # rounding grows with what is summed, not with the sum
     assert ((found - expected).abs() <= 1e-5 * size + 1e-6).all()
+
+
+@native
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(2, 140), st.integers(1, 3), st.sampled_from([8, 16]))
+def test_native_products_of_rounded_inputs_err_by_that_rounding(shape, n, threads, inputs):
+    """Every input is off by at most half a step, which is the largest of its 32 columns over 127 or 32,767."""
+    bits, rows, groups, group, seed = shape
+    weights = codes(bits, rows, groups * group, group, seed)
+    x = torch.randn(n, groups * group, generator=torch.Generator().manual_seed(seed))
+    dense = weights.dense().double()
+    step = x.abs().double().view(n, -1, 32).amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1) / (127 if inputs == 8 else 32767)
+    found = multiply(pack(weights), x, Pool(threads), inputs).double()
+    off = step / 2 @ dense.abs().T
+    codes_too = (1e-5 * x.abs().double()) @ (dense.abs() + 128 * weights.scale.abs().double().repeat_interleave(group, 1)).T  # floats' own rounding
+    assert ((found - x.double() @ dense.T).abs() <= 1.001 * off + codes_too + 1e-6).all()
+
+
+@native
+@pytest.mark.parametrize("inputs", [8, 16, 32])
+def test_native_products_of_what_is_not_finite_are_not_either(inputs):
+    x = torch.randn(3, 64)
+    x[0, 5], x[2, 40] = float("nan"), float("inf")
+    found = multiply(pack(codes(4, 16, 64, 32)), x, Pool(1), inputs)
+    assert not found[0].isfinite().any() and found[1].isfinite().all() and not found[2].isfinite().any()
+
+
+@native
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_a_lower_instruction_set_gives_the_same(isa):
+    """In a process of its own, since the choice is made once."""
+    program = (
+        "import torch; from tests.kernels.decoder.test_packed import codes, multiply, pack, Pool\n"
+        "w = codes(4, 33, 96, 32); x = torch.randn(12, 96, generator=torch.Generator().manual_seed(1))\n"
+        "assert (multiply(pack(w), x, Pool(2), 8) - x @ w.dense().T).abs().max() < 1e-4\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"LISSOME_ISA": isa}, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @native

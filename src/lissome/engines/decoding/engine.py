@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lissome.core.cache import Cache, check_out, file_sha256
 from lissome.core.errors import BadInput, BadModel
 from lissome.engines.decoding.streaming import Streamed
-from lissome.kernels.decoder.native import Decoder, Pool, Weights
+from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights
 from lissome.kernels.decoder.packed import Packed
 from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
@@ -49,7 +49,10 @@ class Batch:
 
 
 class Engine:
-    """A decoder with room for `slots` sequences of up to `capacity` tokens. within: the file that the weights are views of, and what memory may be used."""
+    """A decoder with room for `slots` sequences of up to `capacity` tokens.
+
+    inputs: see `Decoder`: 8 bits are faster than 16 and less accurate. within: the file that the weights are views of, and what memory may be used.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Engine:
         slots: int = 1,
         capacity: int | None = None,
         threads: int | None = None,
+        inputs: Inputs = INPUTS,
         within: tuple[Mapped, int] | None = None,
     ) -> None:
         words, rows = tokenizer.get_vocab_size(), weights.embedding.rows
@@ -78,12 +82,12 @@ class Engine:
         self._decoder: Decoder | Reference | Streamed
         if within:
             library().loaded()  # the plain twin widens whole matrices: it has no use for a budget
-            self._decoder = Streamed(weights, within[0], slots, capacity, self.threads, measured_budget(within[1]))
+            self._decoder = Streamed(weights, within[0], slots, capacity, self.threads, measured_budget(within[1]), inputs)
             self.capacity = self._decoder.plan.capacity
         elif library().handle is None:
             self._decoder = Reference(weights, slots, self.capacity)
         else:
-            self._decoder = Decoder(weights, slots, self.capacity, Pool(self.threads))
+            self._decoder = Decoder(weights, slots, self.capacity, Pool(self.threads), inputs=inputs)
 
     def step(self, batch: Batch) -> torch.Tensor:
         """Logits [wanted, vocabulary] after all rows of the batch were read. Raises BadInput for places beyond the capacity."""
@@ -119,9 +123,21 @@ class Engine:
         return set(self.about.end_tokens) | {token for text in ENDS if (token := self.tokenizer.token_to_id(text)) is not None}
 
 
-def open_engine(ref: str | Path, *, slots: int = 1, capacity: int | None = None, threads: int | None = None, budget: int | str | None = None) -> Engine:
-    """The engine for a GGUF file or a decoder's folder. budget: bytes that this process may take at its peak, or "300MB"; a GGUF file is then packed first,
-    once, into the cache. Raises BadModel for anything else, and BadInput for a budget that is too small, with what is needed."""
+def open_engine(
+    ref: str | Path,
+    *,
+    slots: int = 1,
+    capacity: int | None = None,
+    threads: int | None = None,
+    inputs: Inputs = INPUTS,
+    budget: int | str | None = None,
+) -> Engine:
+    """The engine for a GGUF file or a decoder's folder.
+
+    inputs: as for Engine. budget: bytes that this process may take at its peak, or "300MB"; a GGUF file is then packed first, once, into the cache.
+    Raises BadModel for anything else, and BadInput for a budget that is too small, with what is needed.
+    """
+    sizes: dict[str, Any] = {"slots": slots, "capacity": capacity, "threads": threads, "inputs": inputs}
     path = Path(ref).expanduser()
     size = parse_bytes(budget) if isinstance(budget, str) else budget
     if size is not None and path.is_file():
@@ -129,10 +145,10 @@ def open_engine(ref: str | Path, *, slots: int = 1, capacity: int | None = None,
     if path.is_dir() and is_decoder(path):
         weights, description, mapped = map_decoder(path)
         within = None if size is None else (mapped, size)
-        return Engine(weights, _tokenizer(path / TOKENIZER), description.about, slots=slots, capacity=capacity, threads=threads, within=within)
+        return Engine(weights, _tokenizer(path / TOKENIZER), description.about, **sizes, within=within)
     if path.is_file():
         file = read_gguf(path)
-        return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), gguf_about(file), slots=slots, capacity=capacity, threads=threads)
+        return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), gguf_about(file), **sizes)
     raise BadModel(f'no decoder at "{ref}"', expected="a GGUF file, or a folder that `lissome pack` wrote")
 
 

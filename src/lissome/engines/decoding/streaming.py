@@ -18,7 +18,7 @@ import torch
 
 from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement
-from lissome.kernels.decoder.native import Decoder, Pool, Weights
+from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights
 from lissome.kernels.decoder.packed import ROWS, Packed, packed_bytes
 from lissome.machine.budget import Budget, megabytes
 from lissome.machine.identity import identify
@@ -116,13 +116,15 @@ def plan(budget: Budget, weights: Weights, units: Sequence[Unit], slots: int, ca
 class Streamed:
     """As `native.Decoder`, with a plan of how many layers are in memory."""
 
-    def __init__(self, weights: Weights, mapped: Mapped, slots: int, capacity: int | None, threads: int, budget: Budget) -> None:
+    def __init__(
+        self, weights: Weights, mapped: Mapped, slots: int, capacity: int | None, threads: int, budget: Budget, inputs: Inputs = INPUTS
+    ) -> None:
         can_stream()
         self.mapped, self.units = mapped, units_of(weights, mapped)
         self.plan = plan(budget, weights, self.units, slots, capacity, threads)
         self.kept = self.plan.kept
         self.weights = _apart(weights, self.plan.capacity)
-        self.whole = Decoder(self.weights, slots, self.plan.capacity, Pool(threads))
+        self.whole = Decoder(self.weights, slots, self.plan.capacity, Pool(threads), inputs=inputs)
         self.parts = [self._part(unit) for unit in self.units]
         self._lookup = self._head(self.units[-1].head or weights.head)
         found = mapped.span(weights.embedding.data)
@@ -227,7 +229,7 @@ class Streamed:
     def _head(self, head: Packed) -> Decoder:
         """A decoder without layers: what it is given goes through the last norm and these rows of the head."""
         weights = dataclasses.replace(self.weights, layers=[], head=head)
-        return Decoder(weights, self.whole.slots, self.whole.capacity, self.whole.pool, kept=(self.whole.keys, self.whole.values))
+        return Decoder(weights, self.whole.slots, self.whole.capacity, self.whole.pool, inputs=self.whole.inputs, kept=(self.whole.keys, self.whole.values))
 
     def _fetch(self, at: int) -> None:
         """Begin to read a unit."""

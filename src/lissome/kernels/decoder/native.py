@@ -21,7 +21,7 @@ class _Matrix(ctypes.Structure):
 
 
 Inputs = Literal[8, 16, 32]
-INPUTS: Inputs = 8
+INPUTS: Inputs = 16
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 

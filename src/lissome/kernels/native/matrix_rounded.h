@@ -76,34 +76,55 @@ INLINE __m512i dotted(__m512i sum, __m512i w, __m512i x) {
     return X == 8 ? _mm512_dpbusd_epi32(sum, w, x) : _mm512_dpwssd_epi32(sum, w, x);
 }
 
+// What one group of T tiles multiplies with: codes taken apart, scales and offsets.
+template <int T, int X>
+struct Taken {
+    __m512i w[T][X];
+    __m512 scale[T], offset[T];
+};
+
+// y [N, 16 T] += 32 columns of T tiles times N inputs, whose sums do not wait for one another.
+template <int N, int T, int X>
+INLINE void inputs_times(const Taken<T, X> &m, const int8_t *codes, const float *scales, float *y) {
+    __m512i sum[N][T];
+    for (int n = 0; n < N; n++)
+        for (int t = 0; t < T; t++) sum[n][t] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (int i = 0; i < X; i++)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) {
+            int32_t four;
+            __builtin_memcpy(&four, codes + n * (LISSOME_GROUP_MIN * X / 8) + i * 4, 4);
+            const __m512i inputs = _mm512_set1_epi32(four);
+            for (int t = 0; t < T; t++) sum[n][t] = dotted<X>(sum[n][t], m.w[t][i], inputs);
+        }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+        const __m512 x_scale = _mm512_set1_ps(scales[2 * n]), x_sum = _mm512_set1_ps(scales[2 * n + 1]);
+        for (int t = 0; t < T; t++) {
+            float *at = y + 16 * (n * T + t);
+            const __m512 before = _mm512_fmadd_ps(m.offset[t], x_sum, _mm512_load_ps(at));
+            _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[n][t]), m.scale[t]), x_scale, before));
+        }
+    }
+}
+
 // y [count, 16 T] += 32 columns of T tiles times all inputs. at, words: of each tile, its group and where in it the codes of these columns stand.
 template <int T, int X, int BITS>
 INLINE void block_times(const char *const *at, const char *const *words, const Rounded &x, long block, float *y) {
-    __m512i w[T][X];
-    __m512 scale[T], offset[T];
+    constexpr int N = 8 / T;
+    Taken<T, X> m;
     for (int t = 0; t < T; t++) {
-        taken_apart<X, BITS>(words[t], w[t]);
-        scale[t] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at[t])), offset[t] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at[t] + 32)));
-        if (X == 8 && BITS == 8) offset[t] = _mm512_fnmadd_ps(_mm512_set1_ps(128.f), scale[t], offset[t]);
+        taken_apart<X, BITS>(words[t], m.w[t]);
+        m.scale[t] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at[t]));
+        m.offset[t] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at[t] + 32)));
+        if (X == 8 && BITS == 8) m.offset[t] = _mm512_fnmadd_ps(_mm512_set1_ps(128.f), m.scale[t], m.offset[t]);
     }
     const int8_t *codes = x.codes + block * x.count * (LISSOME_GROUP_MIN * X / 8);
     const float *scales = x.scales + block * x.count * 2;
-    for (long n = 0; n < x.count; n++, codes += LISSOME_GROUP_MIN * X / 8, scales += 2, y += 16 * T) {
-        __m512i sum[T];
-        for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_si512();
-#pragma GCC unroll 16
-        for (int i = 0; i < X; i++) {
-            int32_t four;
-            __builtin_memcpy(&four, codes + i * 4, 4);
-            const __m512i inputs = _mm512_set1_epi32(four);
-            for (int t = 0; t < T; t++) sum[t] = dotted<X>(sum[t], w[t][i], inputs);
-        }
-        const __m512 x_scale = _mm512_set1_ps(scales[0]), x_sum = _mm512_set1_ps(scales[1]);
-        for (int t = 0; t < T; t++) {
-            const __m512 before = _mm512_fmadd_ps(offset[t], x_sum, _mm512_load_ps(y + 16 * t));
-            _mm512_store_ps(y + 16 * t, _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), scale[t]), x_scale, before));
-        }
-    }
+    long n = 0;
+    for (; n + N <= x.count; n += N) inputs_times<N>(m, codes + n * (LISSOME_GROUP_MIN * X / 8), scales + n * 2, y + n * 16 * T);
+    for (; n < x.count; n++) inputs_times<1>(m, codes + n * (LISSOME_GROUP_MIN * X / 8), scales + n * 2, y + n * 16 * T);
 }
 
 template <int T, int X, int BITS>
