@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lissome.compress.exits.choose import Answers, certified, path_of
+from lissome.compress.exits.choose import Answers, certified, nearest_yes, path_of
 from lissome.core.errors import BadInput
 from lissome.nn.depth.confidence import NEVER
 
@@ -61,6 +61,20 @@ def test_a_bold_model_that_is_always_right_is_used_to_the_end():
     given_ = Answers(np.linspace(0, 1, 2 * n).reshape(2, n), np.ones((3, n)), np.ones(n))
     path = path_of(given_, COSTS)
     assert certified(given_, path, 0.008, 0.05, "lost", exact=True) == len(path) - 1
+
+
+def test_the_nearest_yes_is_the_least_limit_that_saves_something():
+    given_ = answers(400, 3)
+    path = path_of(given_, COSTS, grid=4)
+    found = nearest_yes(given_, path, COSTS, 0.05, "lost", exact=True)
+    assert found is not None
+    limit, saved = found
+    at = certified(given_, path, limit, 0.05, "lost", exact=True)
+    assert saved >= 0.01 and 1 - COSTS[given_.taken(path[at])].mean() == pytest.approx(saved)
+    below = certified(given_, path, limit - 0.001, 0.05, "lost", exact=True)
+    assert below is None or 1 - COSTS[given_.taken(path[below])].mean() < 0.01
+    nothing = Answers(given_.sure, np.concatenate([np.zeros((2, 400)), np.ones((1, 400))]), np.ones(400))
+    assert nearest_yes(nothing, path_of(nothing, COSTS, grid=4), COSTS, 0.05, "lost", exact=True) is None
 
 
 def test_too_few_rows_certify_nothing():

@@ -16,7 +16,7 @@ from lissome.nn.load import load_model
 from lissome.train.config import TrainConfig
 
 HERE = "tests.compress.exits.worlds"
-QUICK = ExitsConfig(max_drop=0.05, after=(1, 3), inner=16, seconds=0.05, train=TrainConfig(epochs=12, lr=1e-2, precision="fp32"))
+QUICK = ExitsConfig(max_drop=0.05, after=(1, 3), inner=16, seconds=0.05, train=TrainConfig(epochs=6, lr=2e-2, precision="fp32"))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_rows_leave_early_where_early_blocks_know(tmp_path, faster, risk):
 
 
 def test_a_whole_model_trains_with_its_exits(tmp_path, faster):
-    config = QUICK.model_copy(update={"frozen": False, "train": TrainConfig(epochs=12, lr=1e-2, precision="fp32")})
+    config = QUICK.model_copy(update={"frozen": False, "train": TrainConfig(epochs=6, lr=2e-2, precision="fp32")})
     assert exits_to(tmp_path / "out", f"{HERE}:open_net", f"{HERE}:signs", config).status == "met"
 
 
@@ -101,7 +101,7 @@ def test_the_verb_says_what_is_wrong(tmp_path, capsys, options, says):
 
 
 def test_the_verb(tmp_path, capsys, faster):
-    words = ["exits", f"{HERE}:open_net", "--task", f"{HERE}:signs", "--out", str(tmp_path / "out"), "--max-drop", "5%", "--epochs", "12", "--lr", "1e-2"]
+    words = ["exits", f"{HERE}:open_net", "--task", f"{HERE}:signs", "--out", str(tmp_path / "out"), "--max-drop", "5%", "--epochs", "6", "--lr", "2e-2"]
     assert command([*words, "--after", "1,3"]) == 0
     shown = capsys.readouterr().out
     assert "share of inputs" in shown and "MET   accuracy drop <= 5 pt" in shown and "time saved" in shown

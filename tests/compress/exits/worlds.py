@@ -16,6 +16,7 @@ class Block(nn.Module):
         super().__init__()
         self.inner = nn.Linear(8, 8)
         nn.init.zeros_(self.inner.weight)
+        nn.init.zeros_(self.inner.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.tanh(self.inner(x))

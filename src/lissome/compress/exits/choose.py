@@ -18,6 +18,8 @@ from lissome.nn.depth.confidence import NEVER
 
 GRID = 24
 """Thresholds that are tried for an exit: quantiles of its confidences."""
+LEAST_SAVED = 0.01
+"""A share of the blocks below which exits are not worth naming."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,19 @@ def certified(answers: Answers, path: list[np.ndarray], alpha: float, delta: flo
 
 def nearest_yes(answers: Answers, path: list[np.ndarray], costs: np.ndarray, delta: float, risk: Risk, exact: bool) -> tuple[float, float] | None:
     """The least loss, in steps of a tenth of a point up to ten, at which validation certifies a point that saves something, and the share it saves."""
-    for alpha in np.arange(0.001, 0.1001, 0.001):
-        at = certified(answers, path, float(alpha), delta, risk, exact)
-        saved = 0.0 if at is None else 1 - _mean_cost(answers, path[at], costs) / costs[-1]
-        if saved >= 0.01:
-            return float(round(alpha, 3)), float(saved)
-    return None
+
+    def saved(tenths: int) -> float:
+        at = certified(answers, path, tenths / 1000, delta, risk, exact)
+        return 0.0 if at is None else float(1 - _mean_cost(answers, path[at], costs) / costs[-1])
+
+    # What is certified at one limit is certified at every larger one, so halving finds the least.
+    low, high = 0, 100
+    if saved(high) < LEAST_SAVED:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if saved(middle) >= LEAST_SAVED else (middle, high)
+    return high / 1000, saved(high)
 
 
 def _grid(sure: np.ndarray, count: int) -> np.ndarray:
