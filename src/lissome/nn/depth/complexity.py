@@ -37,6 +37,12 @@ MARKS = ("\u0120", "\u2581", " ")
 class Complexity(nn.Module):
     """table [vocabulary, 4]: of each token its rarity, its boundaries, its characters, and whether it begins a word. Fitted by `fit_complexity`."""
 
+    table: torch.Tensor
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary

@@ -31,7 +31,7 @@ def layer_dropout(module: nn.Module, most: float, blocks: str | None = None) -> 
     _, every = find_blocks(module, blocks)
     given = [(block, rate) for block, rate in zip(every, dropout_rates(len(every), most), strict=True) if rate > 0]
     for block, rate in given:
-        block.forward = _skipping(block, rate)  # type: ignore[method-assign]
+        block.forward = _skipping(block, rate)
     try:
         yield
     finally:

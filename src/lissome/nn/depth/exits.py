@@ -32,6 +32,9 @@ class Exits(nn.Module):
     taken: exit by which each row of the last call left [n]; the number of exits for rows that went all the way.
     """
 
+    thresholds: torch.Tensor
+    trained: torch.Tensor
+
     def __init__(
         self,
         module: nn.Module,
@@ -82,7 +85,8 @@ class Exits(nn.Module):
         self.taken = torch.full((count,), len(self.after))
         if count == 0:
             head: Any = self.heads[0]
-            return head.out.weight.new_zeros(0, head.classes)
+            nothing: torch.Tensor = head.out.weight.new_zeros(0, head.classes)
+            return nothing
         flow = _Flow(self, inputs, count)
         with flow.hooked(), unfused():
             try:
@@ -128,7 +132,7 @@ class _Flow:
 
     def __init__(self, exits: Exits, inputs: Mapping[str, torch.Tensor], count: int) -> None:
         self.exits, self.count = exits, count
-        self.rows = torch.arange(count)
+        self.rows = torch.arange(count, device=next(one.device for one in inputs.values() if one.ndim))
         self.left: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.mask = inputs.get(MASK)
         self.sure: torch.Tensor | None = None
@@ -177,7 +181,7 @@ class _Flow:
             if not bool(leave.any()):
                 return None
             self.left.append((self.rows[leave], logits[leave]))
-            self.exits.taken[self.rows[leave]] = number
+            self.exits.taken[self.rows[leave].to(self.exits.taken.device)] = number
             if bool(leave.all()):
                 raise _AllLeft
             here, stay = len(self.rows), (~leave).nonzero().flatten()
