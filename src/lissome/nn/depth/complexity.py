@@ -56,7 +56,7 @@ class Complexity(nn.Module):
         given = torch.ones_like(ids) if mask is None else mask
         shares = given.to(self.table.dtype)[..., None]
         sums, tokens = (self.table[ids] * shares).sum(1), shares.sum(1).clamp(min=1)
-        rarity, boundaries, characters, words = sums.split(1, -1)
+        rarity, boundaries, characters, words = (sums[:, at : at + 1] for at in range(4))
         return torch.cat([rarity / tokens, tokens.log1p(), boundaries / tokens, characters / words.clamp(min=1)], -1)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
