@@ -14,6 +14,7 @@ from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.task import Split, Task
 from lissome.data.recent import recent_text
+from lissome.nn.likelihood import IGNORED
 from lissome.nn.load import as_model, save_model
 from lissome.train.batches import LABELS
 from lissome.train.config import TrainConfig
@@ -66,7 +67,7 @@ class Windows:
         order = np.random.default_rng(number).permutation(len(self.rows))
         for at in range(start, len(self)):
             ids = torch.from_numpy(collate([self.rows[i] for i in order[at * BATCH : (at + 1) * BATCH]])["input_ids"])
-            yield {"input_ids": ids, LABELS: ids}
+            yield {"input_ids": ids, LABELS: torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)}
 
 
 def bytes_model(cache: Cache, progress: Progress, training: TrainConfig = TRAINING) -> tuple[Model, Task]:
@@ -79,7 +80,7 @@ def bytes_model(cache: Cache, progress: Progress, training: TrainConfig = TRAINI
     model = as_model(fresh, "bytes")
 
     def make(empty: Path, checkpoints: Path) -> None:
-        train(fresh, Windows(task), language_loss, training, resume=checkpoints, progress=progress)
+        train(fresh, Windows(task), language_loss(), training, resume=checkpoints, progress=progress)
         save_model(as_model(fresh, "bytes"), empty)
 
     key = digest("bytes model", 1, SIZES, training.model_dump(exclude={"checkpoint_every"}), task.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -66,7 +67,8 @@ class Reference:
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
-ACTIVATED = {"silu": functional.silu, "relu": functional.relu, "relu2": lambda x: functional.relu(x).square()}
+Function = Callable[[torch.Tensor], torch.Tensor]
+ACTIVATED: dict[str, Function] = {"silu": functional.silu, "relu": functional.relu, "relu2": lambda x: functional.relu(x).square()}
 
 
 def feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +76,7 @@ def feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     m, ffn, act = layer.matrices, layer.ffn, ACTIVATED[layer.ffn.activation]
     if ffn.experts is not None:
         index, weight = chosen(ffn.experts, dense(m["router"]) @ x)
-        own = sum(w * _gated(layer, x, f"experts.{i}.") for i, w in zip(index.tolist(), weight, strict=True))
+        own = torch.stack([w * _gated(layer, x, f"experts.{i}.") for i, w in zip(index.tolist(), weight, strict=True)]).sum(0)
         return own + _gated(layer, x) if ffn.experts.shared else own
     if ffn.kind == "gated":
         return _gated(layer, x)

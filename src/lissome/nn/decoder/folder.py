@@ -116,8 +116,8 @@ def map_decoder(folder: Path) -> tuple[Weights, Description, Mapped]:
     def layer(at: int) -> Layer:
         try:
             ffn = read_ffn(told.ffn[at] if told.ffn else FfnRecord(), lambda name: _floats(file, f"layers.{at}.{name}"))
-            norms = [_floats(file, f"layers.{at}.{name}") for name in ("attention_norm", "ffn_norm")]
-            return Layer(*norms, {name: packed(f"layers.{at}.{name}") for name in (*ATTENTION, *ffn.names())}, ffn)
+            norm, ffn_norm = (_floats(file, f"layers.{at}.{name}") for name in ("attention_norm", "ffn_norm"))
+            return Layer(norm, ffn_norm, {name: packed(f"layers.{at}.{name}") for name in (*ATTENTION, *ffn.names())}, ffn)
         except BadModel:
             raise
         except BadInput as error:
