@@ -16,7 +16,7 @@ import torch
 from lissome.compress.activation.adapt import adapted
 from lissome.compress.activation.config import SHARES, ActivationConfig
 from lissome.compress.activation.profile import LayerZeros, multiplications, thresholds_for, zeros
-from lissome.compress.attention.quality import boldest, check_enough, lost, scores_of
+from lissome.compress.attention.quality import boldest, check_enough, lost, quality_kept, scores_of, verdict
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
 from lissome.core.errors import BadArtifact, BadModel
 from lissome.core.measurement import Measurement
@@ -25,7 +25,6 @@ from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import DropTest, certify_drop
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
-from lissome.machine.identity import identify
 from lissome.nn.ffn import ActivationPlan, use
 from lissome.nn.ffn.plan import plan_of
 from lissome.nn.load import as_model, finished, load_model, save_model
@@ -133,7 +132,7 @@ def sparsify_activations(
     test, scores, seen = work.judge(sparse, alpha, delta)
     status: Literal["met", "not met"] = "met" if test.certified else "not met"
     done = multiplications(sparse.module, layers, plan.on)
-    found = Silenced("", status, _verdict(test, seen), config.keep, plan, trained, layers, done, steps, _kept(test), scores, silent)
+    found = Silenced("", status, verdict(test, seen), config.keep, plan, trained, layers, done, steps, quality_kept(test), scores, silent)
     return (sparse if test.certified else dense), found
 
 
@@ -241,18 +240,6 @@ def _sharing(module: Any) -> Any:
 def _tried(steps: Sequence[Step]) -> str:
     step = next((one for one in steps if not one.certified), steps[-1])
     return f"with {100 * step.share:.0f} % of zeros the {'trained ' if step.trained else ''}model kept {100 * step.kept:.2f} % of its quality, which"
-
-
-def _kept(test: DropTest) -> Measurement:
-    value, low, high = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
-    return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
-
-
-def _verdict(test: DropTest, seen: int) -> str:
-    often = "seen once" if seen == 1 else f"seen {seen} times"
-    figures = f"measured {100 * (1 - test.drop):.2f}, lower bound {100 * (1 - test.upper):.2f} %, n = {test.n:,} test examples, {often}"
-    said = f"quality kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
-    return f"MET   {said}" if test.certified else f"NOT MET   {said}. The dense model was written."
 
 
 def _plain(found: Silenced) -> dict[str, Any]:

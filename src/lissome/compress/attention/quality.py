@@ -12,8 +12,10 @@ from torch import nn
 
 from lissome.compress.batches import forward
 from lissome.core.errors import BadTask
-from lissome.core.statistics import calibrate
+from lissome.core.measurement import Measurement
+from lissome.core.statistics import DropTest, calibrate
 from lissome.core.task import SplitName, Task
+from lissome.machine.identity import identify
 from lissome.train.batches import Batches
 
 T = TypeVar("T")
@@ -77,3 +79,17 @@ def check_enough(task: Task, alpha: float, deltas: dict[SplitName, float]) -> No
                 where=task.ref,
                 do=f"give the {split} split at least {least:,} examples, or keep less",
             )
+
+
+def quality_kept(test: DropTest) -> Measurement:
+    """The quality that a judged model keeps, %."""
+    value, low, high = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
+    return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
+
+
+def verdict(test: DropTest, seen: int) -> str:
+    """The clause on the quality kept, as a contract says it. seen: how many models the test split has judged."""
+    often = "seen once" if seen == 1 else f"seen {seen} times"
+    figures = f"measured {100 * (1 - test.drop):.2f}, lower bound {100 * (1 - test.upper):.2f} %, n = {test.n:,} test examples, {often}"
+    said = f"quality kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
+    return f"MET   {said}" if test.certified else f"NOT MET   {said}. The dense model was written."

@@ -16,7 +16,7 @@ from torch import nn
 from lissome.compress.attention.adapt import adapted
 from lissome.compress.attention.config import TAUS, SparsifyConfig
 from lissome.compress.attention.plan import DENSE, Layer, Plan, Rung, Table, candidates, layers_of, profile, rungs_of
-from lissome.compress.attention.quality import boldest, check_enough, lost, scores_of
+from lissome.compress.attention.quality import boldest, check_enough, lost, quality_kept, scores_of, verdict
 from lissome.compress.attention.replace import sparse_self, transformers_model, with_plan
 from lissome.compress.attention.speed import longest, times_faster
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
@@ -27,7 +27,6 @@ from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import DropTest, certify_drop
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
-from lissome.machine.identity import identify
 from lissome.nn.load import load_model, save_model
 from lissome.train.batches import Batches
 
@@ -134,7 +133,7 @@ def sparsify(
         return dense, dataclasses.replace(found, sentence=slow)
     test, scores, seen = work.judge(sparse, alpha, delta)
     status: Status = "met" if test.certified else "not met"
-    found = dataclasses.replace(found, status=status, kept=_kept(test), scores=scores, sentence=_verdict(test, seen))
+    found = dataclasses.replace(found, status=status, kept=quality_kept(test), scores=scores, sentence=verdict(test, seen))
     if not test.certified:
         return dense, found
     return sparse, dataclasses.replace(found, plan=rung.plan, fingerprint=sparse.fingerprint)
@@ -238,19 +237,6 @@ def _causal(module: nn.Module, batches: Batches) -> bool:
 
 def _step(rung: Rung, losses: np.ndarray, certified: bool, trained: bool = False) -> Step:
     return Step(rung.tau, rung.kept, rung.share, float(1 - losses.mean()), certified, trained)
-
-
-def _kept(test: DropTest) -> Measurement:
-    value, low, high = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
-    return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
-
-
-def _verdict(test: DropTest, seen: int) -> str:
-    """The clause on the quality kept, as a contract says it."""
-    often = "seen once" if seen == 1 else f"seen {seen} times"
-    figures = f"measured {100 * (1 - test.drop):.2f}, lower bound {100 * (1 - test.upper):.2f} %, n = {test.n:,} test examples, {often}"
-    said = f"quality kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
-    return f"MET   {said}" if test.certified else f"NOT MET   {said}. The dense model was written."
 
 
 def _why_dense(found: Sparsified, rungs: list[Rung], task: Task) -> str:
