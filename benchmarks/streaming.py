@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def write_model(folder: Path, layers: int) -> float:
     weights = Weights([layer] * layers, embedding, embedding, torch.ones(HIDDEN), *turned, HIDDEN // 64, KV // 64, 64, 1e-5, 0.125)
     words = Tokenizer(models.WordLevel({f"w{at}": at for at in range(VOCABULARY)}, "w0"))
     save_decoder(weights, folder, words, About())
+    with (folder / TENSORS).open("rb+") as file:
+        os.fsync(file.fileno())  # what is not on the disk yet cannot be forgotten
     return (folder / TENSORS).stat().st_size / 1e6
 
 
