@@ -65,7 +65,7 @@ def generate(
     drafting = None if draft_layers is None else configured(Drafting, "drafting", layers=draft_layers, tokens=draft_tokens, head=draft_head)
     engine, spoken = open_engine(model, capacity=context, threads=threads, budget=memory_budget), Spoken()
     _announce(engine)
-    overflow = "slide" if slide else "stop"
+    overflow: Any = "slide" if slide else "stop"
     coming = pieces(engine, prompt, sampling, most=max_tokens, stop=stop or (), overflow=overflow, spoken=spoken, drafting=drafting)
     text = _spoken(coming, spoken, quiet=json)
     if spoken.reason == "room":

@@ -25,6 +25,8 @@ from lissome.nn.quiet import quietly
 ALIGNMENT = 64
 SMALL = 1_000_000
 """Bytes: modules outside of the blocks stay in memory up to this size."""
+SLICE = 1 << 20
+"""Bytes that are copied at a time."""
 SCRATCH = 32_000_000
 """Bytes that are left for what flows between the blocks, unless another amount is given."""
 
@@ -133,9 +135,7 @@ class Blockwise:
         for piece in unit.pieces:
             size = _bytes(piece.shape, self.dtype)
             into = space[begin : begin + size].view(self.dtype).view(piece.shape)
-            piece.file.mapped.load([piece.span()])
-            into.copy_(piece.file.tensor(piece.stored))
-            piece.file.mapped.drop([piece.span()])
+            _copy(piece, into.view(-1))
             found.append(into)
             begin += -(-size // ALIGNMENT) * ALIGNMENT
         if room is None:
@@ -195,6 +195,19 @@ def load_blockwise(folder: str | Path, budget: int | str, *, dtype: torch.dtype 
         file.mapped.drop([(0, file.mapped.size)])
     size = parse_bytes(budget) if isinstance(budget, str) else budget
     return Blockwise(model.eval(), units, dtype, measured_budget(size), scratch)
+
+
+def _copy(piece: Piece, into: torch.Tensor) -> None:
+    """Slice by slice, so that no more than one is in memory twice."""
+    given, mapped, start = piece.file.tensor(piece.stored).view(-1), piece.file.mapped, piece.span()[0]
+    step = SLICE // given.element_size()
+    for begin in range(0, len(given), step):
+        end = min(begin + step, len(given))
+        span = (start + begin * given.element_size(), start + end * given.element_size())
+        mapped.load([span])
+        into[begin:end] = given[begin:end]
+        mapped.drop([span])
+    mapped.drop([piece.span()])  # and what the system mapped around the slices
 
 
 def _unit(name: str, module: nn.Module, piece: Any, dtype: torch.dtype) -> Unit:

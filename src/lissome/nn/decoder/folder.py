@@ -80,7 +80,7 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
             for name in shapes:
                 file.write(tensors[name].float().contiguous().numpy().astype("<f4").tobytes())
             for _, one in sorted(packed.items()):
-                file.write(memoryview(one.data.contiguous().numpy()))
+                file.write(one.data.numpy().tobytes())
         (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 

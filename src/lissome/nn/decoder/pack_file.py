@@ -45,7 +45,7 @@ def pack_file(file: Gguf, folder: Path, tokenizer: Tokenizer, about: About) -> N
             for name in sorted(matrices):
                 stored, _, heads = matrices[name]
                 for data in _packed(file, stored, plan.dim if heads else 0):
-                    out.write(memoryview(data.numpy()))
+                    out.write(data.numpy().tobytes())
 
 
 def _floats(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
