@@ -49,7 +49,8 @@ def round_by_inputs(weight: torch.Tensor, hessian: torch.Tensor, group: int | No
     """Codes [rows, columns] and grids for weights [rows, columns], by error feedback.
 
     Grids are searched with errors weighted by the inputs' energy. A row keeps the feedback's codes only where its outputs come nearer than by rounding to the
-    nearest, on these grids and on those of the extremes: each row's `output_error` is at most that of plain rounding, whatever H is. Raises what `find_grid` raises.
+    nearest, on these grids and on those of the extremes: each row's `output_error` is at most that of plain rounding, whatever H is.
+    Raises what `find_grid` raises.
     """
     plain = find_grid(weight, group, rule, "rtn")
     fitted = find_grid(weight, group, rule, "mse", importance=hessian.diagonal())
