@@ -229,3 +229,19 @@ def test_tokens_and_activations_that_do_not_fit(made):
     checkpoint = open_checkpoint(made[1])
     with pytest.raises(BadInput, match="the calibration text has token 5,000, and the model 300"):
         round_decoder(checkpoint, RoundConfig(method="gptq"), torch.full((1, 4), 5000))
+
+
+def test_a_tasks_calibration_split_serves(made, monkeypatch):
+    from types import SimpleNamespace
+
+    from lissome.compress.quantize import packing
+
+    rows = [torch.arange(16).numpy() + at for at in range(5)]
+    tasks = {"lm": SimpleNamespace(kind="language-modelling", splits={"calibration": SimpleNamespace(inputs=[*rows, rows[0][:3]])})}
+    tasks["other"] = SimpleNamespace(kind="tabular", splits={})
+    monkeypatch.setattr(packing, "load_task", lambda name, _: tasks[name])
+    config = RoundConfig(method="gptq", tokens=64, length=16)
+    found = packing.calibration_windows(open_checkpoint(made[1]), config, None, "lm")
+    assert found.tolist() == [row.tolist() for row in rows[:4]]
+    with pytest.raises(BadInput, match='the task "other" is tabular'):
+        packing.calibration_windows(open_checkpoint(made[1]), config, None, "other")

@@ -18,6 +18,7 @@ from lissome.core.cache import check_out
 from lissome.core.errors import BadInput, BadModel
 from lissome.core.progress import Progress, Silent
 from lissome.core.quantization import LayerQuant, LayerScales, Quantized, integers
+from lissome.core.task import LANGUAGE
 from lissome.data import load_task
 from lissome.data.packing import pack, text_files, texts, token_ids
 from lissome.kernels.decoder.native import Weights
@@ -111,7 +112,7 @@ def windows_of(documents: Any, tokenizer: Tokenizer, between: int, length: int, 
 def _of_task(name: str, checkpoint: Checkpoint, most: int) -> torch.Tensor:
     folder = Path(checkpoint.where)
     task = load_task(name, folder if folder.is_dir() else None)
-    if task.kind != "language-modelling":
+    if task.kind != LANGUAGE:
         raise BadInput(f'the task "{name}" is {task.kind}', expected="a language-modelling task", do="give --text FILE")
     rows = [np.asarray(one) for one in task.splits["calibration"].inputs[:most]]
     whole = [one for one in rows if len(one) == len(rows[0])]
