@@ -159,7 +159,8 @@ def minilm(given: argparse.Namespace, progress: Progress) -> list[Document]:
     cache = Cache()
     model, task = sentiment(cache, progress)
     batches = Batches(task, "test", 64, shuffle=False)
-    wanted = batches.rows(0)[: -(-given.limit // 64)] if given.limit else batches.rows(0)
+    every = batches.rows(0)
+    wanted = every[:: max(1, len(every) * 64 // given.limit)] if given.limit else every  # spread over all, as batches go by length
     targets = np.asarray(task.splits["test"].targets)
 
     @torch.inference_mode()
