@@ -85,7 +85,7 @@ def stepping(model: Any) -> Callable[[], None]:
         with torch.no_grad():
             state["token"] = (state["token"] + 997) % VOCABULARY
             model(input_ids=torch.tensor([[state["token"]]]), past_key_values=state["past"], use_cache=True)
-            state["past"].crop(PROMPT)
+            state["past"].crop(-1)
 
     return step
 
