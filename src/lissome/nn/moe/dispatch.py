@@ -28,7 +28,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (back,) = ctx.saved_tensors
-        return gradients[0][back].unflatten(0, (-1, ctx.times)).sum(1), None, None, None
+        return gradients[0][back].view(-1, ctx.times, gradients[0].shape[-1]).sum(1), None, None, None
 
 
 class _Back(torch.autograd.Function):
@@ -61,6 +61,7 @@ def dispatch(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, experts
     back[order] = torch.arange(len(order), device=order.device)
     counts = torch.bincount(flat, minlength=experts).tolist()  # the one time that a GPU is waited for
     rows: torch.Tensor = _Rows.apply(x, order, back, times)  # type: ignore[no-untyped-call]
-    pieces = [expert(number, piece) if number < experts else torch.zeros_like(piece) for number, piece in enumerate(rows.split(counts)) if len(piece)]
+    pieces = [expert(number, piece) if number < experts else torch.zeros_like(piece) for number, piece in enumerate(torch.split(rows, counts)) if len(piece)]
     out: torch.Tensor = _Back.apply(torch.cat(pieces), order, back)  # type: ignore[no-untyped-call]
-    return (out.unflatten(0, (n, times)) * weight[..., None]).sum(1).to(x.dtype)
+    summed: torch.Tensor = (out.view(n, times, -1) * weight[..., None]).sum(1)
+    return summed.to(x.dtype)

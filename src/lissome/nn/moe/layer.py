@@ -38,7 +38,7 @@ class MoE(nn.Module):
                 self.load += torch.bincount(routing.index.flatten(), minlength=self.config.experts).to(self.load.dtype)
             wanted = self.config.balance == "switch" and self.config.strength and torch.is_grad_enabled()
             self.auxiliary = self.config.strength * switch_loss(routing.scores, routing.index) if wanted else None
-        out = self.experts(flat, routing.index, routing.weight)
+        out: torch.Tensor = self.experts(flat, routing.index, routing.weight)
         if self.shared is not None:
             out = out + self.shared(flat)
         if self.down_bias is not None:

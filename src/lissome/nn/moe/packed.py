@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional
 
 from lissome.kernels.decoder.native import Pool, multiply
-from lissome.kernels.decoder.packed import Codes, Packed, pack, packed_bytes
+from lissome.kernels.decoder.packed import Bits, Codes, Packed, pack, packed_bytes
 from lissome.kernels.decoder.reference import dense
 from lissome.kernels.library import library
 from lissome.nn.moe.config import MoEConfig
 from lissome.nn.moe.dispatch import dispatch
 from lissome.nn.moe.experts import activated
 
-BITS = 4
+BITS: Bits = 4
 
 
 class PackedExperts(nn.Module):
