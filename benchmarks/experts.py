@@ -282,14 +282,14 @@ def table(document: Document) -> str:
             numbers = [f"{one['dense_ms']:.2f}", f"{one['experts_ms']:.2f}", spread(one["speedup"]), f"{one['dense_mb']:,.1f}", f"{one['experts_mb']:,.1f}"]
             rows.append([one["name"], *numbers, f"{one['saved']:.0f} %", pages])
         head = ["one token", "dense, ms", "experts, ms", "times faster", "dense reads, MB", "experts read, MB", "saved", "pages referenced, MB"]
-        lines += [markdown_table(head, rows), ""]
+        lines += [markdown_table(rows, head), ""]
     if document["quality"]:
         held = document["quality"]
         rows = []
         for one in held["rows"]:
             numbers = [f"{one['active']:,}", f"{one['total']:,}", spread(one["loss"], 3), f"{one['seconds']:.0f}"]
             rows.append([one["name"], *numbers, "" if one["imbalance"] is None else f"{one['imbalance']:.2f}"])
-        lines += [markdown_table(["way", "active parameters", "all parameters", "loss, nats a token", "training, s", "max/mean load"], rows), ""]
+        lines += [markdown_table(rows, ["way", "active parameters", "all parameters", "loss, nats a token", "training, s", "max/mean load"]), ""]
         lines.append(f"{held['tokens']:,} tokens each; loss of the experts less that of the dense model, same seed: {spread(held['worse'], 3)}.")
         special = held["specialisation"]
         if special:
