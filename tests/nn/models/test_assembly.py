@@ -80,7 +80,7 @@ def test_without_heads_the_hidden_states_are_the_answer():
 @torch.no_grad()
 def test_the_likelihood_takes_the_head_in_pieces():
     made = model()
-    trunk, head = parts_of(made)
+    _trunk, head = parts_of(made)
     assert head.weight is made.trunk.embedding.table.weight
     targets = ids(seed=1)
     plain = made(ids()).log_softmax(-1).gather(2, targets[..., None])[..., 0]

@@ -68,7 +68,7 @@ def test_a_tokenizer_goes_along(file, tmp_path):
 
 
 def test_what_cannot_be_built(file, tmp_path):
-    with pytest.raises(BadInput, match='there is no preset "mobil". Did you mean "mobile"'):
+    with pytest.raises(BadInput, match=r'there is no preset "mobil". Did you mean "mobile"'):
         build_to(tmp_path / "out", "mobil")
     with pytest.raises(BadInput, match="there is something here already"):
         build_to(tmp_path, str(file))

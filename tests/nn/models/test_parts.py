@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import yaml
@@ -32,7 +34,7 @@ def test_blocks_alike_are_one_and_come_apart_again(kinds):
     blocks = grouped(layers)
     config = decoder().model_copy(update={"blocks": blocks})
     assert config.layers() == layers
-    assert all(a.model_copy(update={"repeat": 1}) != b.model_copy(update={"repeat": 1}) for a, b in zip(blocks, blocks[1:], strict=False))
+    assert all(a.model_copy(update={"repeat": 1}) != b.model_copy(update={"repeat": 1}) for a, b in itertools.pairwise(blocks))
 
 
 def test_one_line_registers_a_part(monkeypatch):
@@ -55,7 +57,7 @@ def test_one_line_registers_a_part(monkeypatch):
     assert assemble(config)(ids()).shape == (2, 20, 99)
     with pytest.raises(BadConfig, match='already another ffn called "doubled"'):
         register("ffn", "doubled", nn.Linear)
-    with pytest.raises(BadConfig, match='no role "fnn" in a model. Did you mean "ffn"'):
+    with pytest.raises(BadConfig, match=r'no role "fnn" in a model. Did you mean "ffn"'):
         register("fnn", "doubled", nn.Linear)
 
 

@@ -159,7 +159,7 @@ def test_weights_that_fit_nothing():
 
 
 def test_what_cannot_be_trained_alone():
-    with pytest.raises(BadInput, match='no parameter or part "heads.topic"'):
+    with pytest.raises(BadInput, match=r'no parameter or part "heads.topic"'):
         train_only(model(), ["heads.topic"])
     with pytest.raises(BadInput, match="there is nothing new to train"):
         train_only(model(), ())

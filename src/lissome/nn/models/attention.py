@@ -75,7 +75,7 @@ def full(
     bias: bool = False,
     out_bias: bool | None = None,
 ) -> Attention:
-    """Every pair. kv_heads: key heads, as many as heads by default. dim: width of a head. bias: of all projections; out_bias: of the last, if it differs."""
+    """Every pair. kv_heads: as many as heads by default. dim: width of a head. bias: of all projections; out_bias: of the last, if it differs."""
     return Attention(width, causal, layer, heads, kv_heads, dim, bias, out_bias, None)
 
 

@@ -115,7 +115,7 @@ def _by_token(model: ModularModel, name: str) -> bool:
     if name == "trunk.embedding.table.weight":
         return True
     head, _, kind = name.removeprefix("heads.").partition(".linear.")
-    return bool(kind) and name.startswith("heads.") and isinstance(model.heads[head] if head in model.heads else None, LanguageHead)
+    return name.startswith("heads.") and bool(kind) and isinstance(model.heads[head], LanguageHead)
 
 
 def _filled(old: ModularModel, state: dict[str, torch.Tensor], vocabulary: int, added: int) -> ModularModel:
