@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -27,6 +27,7 @@ def test_a_config_survives_json_and_yaml(name):
     assert ModelConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(["gated", "dense", "relu2"]), min_size=1, max_size=8))
 def test_blocks_alike_are_one_and_come_apart_again(kinds):
     block = decoder().layers()[0]

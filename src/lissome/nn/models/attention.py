@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from lissome.nn.attention.in_transformers import attention as by_pattern
-from lissome.nn.attention.in_transformers import dense
+from lissome.nn.attention.in_transformers import attention, dense
 from lissome.nn.attention.learned import scorers
 from lissome.nn.attention.written import parse
 from lissome.nn.models.parts import Whole
 from lissome.nn.models.positions import Angles, turned
+
+_by_pattern: Any = torch.compiler.disable(attention)  # type: ignore[no-untyped-call]
+"""A selection is made in plain code for each length, and the kernel takes addresses."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Attention(nn.Module):
         if self.pattern is None:
             out = dense(q, k, v, padding, None, self.is_causal)
         else:
-            out, _ = torch.compiler.disable(by_pattern)(self, q, k, v, padding)  # type: ignore[no-untyped-call]
+            out, _ = _by_pattern(self, q, k, v, padding)
         found: torch.Tensor = self.o_proj(out.reshape(batch, n, -1))
         return found
 

@@ -23,7 +23,7 @@ class BlockConfig(Config):
 
     attention: AttentionPart
     ffn: FfnPart
-    norm: NormPart = Part(kind="rms", eps=1e-6)
+    norm: NormPart = Field(default="rms", validate_default=True)
     norm_first: bool = True
     repeat: int = Field(default=1, ge=1)
 

@@ -107,7 +107,7 @@ def make(role: str, part: Part, where: str, **given: Any) -> nn.Module:
 @functools.cache
 def schema(role: str, kind: str) -> type[Config]:
     """The options of a kind as a config of their own."""
-    maker = maker_of(role, kind)
+    maker: Any = maker_of(role, kind)
     hints = typing.get_type_hints(maker.__init__ if isinstance(maker, type) else maker, include_extras=True)
     parameters = inspect.signature(maker).parameters.values()
     options = [one for one in parameters if one.name not in GIVEN and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
