@@ -39,10 +39,11 @@ class Block(nn.Module):
         """x [batch, n, width] -> [batch, n, width]; padding and angles as attention takes them."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), padding, angles))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, padding, angles)))
-        found: torch.Tensor = self.ffn_norm(x + self.dropout(self.ffn(x)))
-        return found
+            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, padding, angles)))
+            x = self.ffn_norm(x + self.dropout(self.ffn(x)))
+        return x
 
     def extra_repr(self) -> str:
         """What the weights do not show."""

@@ -26,7 +26,8 @@ class LanguageHead(nn.Module):
         super().__init__()
         if not isinstance(embedding, Tokens):
             raise ValueError("a language head needs an embedding of tokens")
-        self.dense, self.activation = (nn.Linear(width, width), transform) if transform else (None, None)
+        self.activation = transform
+        self.dense = nn.Linear(width, width) if transform else None
         self.norm = nn.LayerNorm(width, eps=eps) if transform else None
         self.linear = nn.Linear(width, embedding.vocabulary, bias=bias)
         self.added = nn.Linear(width, embedding.added.num_embeddings, bias=bias) if embedding.added is not None else None
