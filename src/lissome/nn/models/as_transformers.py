@@ -74,6 +74,7 @@ def _hf_config(kind: str, config: ModelConfig, head: Part | None) -> Any:
     """A transformers config of the sizes of the first block; whether it fits all is seen afterwards."""
     import transformers
 
+    library: Any = transformers  # its configs take what they are given by name
     block = config.layers()[0]
     attention, ffn, norm = block.attention.options, block.ffn.options, block.norm.options
     shared: dict[str, Any] = {
@@ -91,15 +92,15 @@ def _hf_config(kind: str, config: ModelConfig, head: Part | None) -> Any:
         sizes = config.embedding.options
         images = {"image_size": sizes["image"], "patch_size": sizes["patch"], "num_channels": sizes["channels"]}
         drops = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0}
-        return transformers.ViTConfig(**shared, **images, **drops, qkv_bias=attention.get("bias"), layer_norm_eps=norm.get("eps"))
+        return library.ViTConfig(**shared, **images, **drops, qkv_bias=attention.get("bias"), layer_norm_eps=norm.get("eps"))
     shared |= {"vocab_size": config.embedding.options.get("vocabulary"), "max_position_embeddings": config.length, "tie_word_embeddings": tied}
     if kind == "bert":
         types = config.embedding.options.get("types") or 1
         drops = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0}
-        return transformers.BertConfig(**shared, **drops, type_vocab_size=types, layer_norm_eps=norm.get("eps"))
+        return library.BertConfig(**shared, **drops, type_vocab_size=types, layer_norm_eps=norm.get("eps"))
     sizes = {"num_key_value_heads": attention.get("kv_heads") or attention.get("heads"), "attention_bias": attention.get("bias"), "mlp_bias": ffn.get("bias")}
     sizes |= {"head_dim": attention["dim"]} if attention.get("dim") else {}
-    return transformers.LlamaConfig(**shared, **sizes, **_rope(config.positions.options), rms_norm_eps=norm.get("eps"), pad_token_id=None)
+    return library.LlamaConfig(**shared, **sizes, **_rope(config.positions.options), rms_norm_eps=norm.get("eps"), pad_token_id=None)
 
 
 def _rope(rotary: dict[str, Any]) -> dict[str, Any]:
