@@ -78,7 +78,7 @@ def test_logits_are_those_of_transformers_there_and_back(name, options, tmp_path
     ours = from_transformers(original)
     assert expected.abs().max() > 0.3
     assert_close(outputs(ours.module, channels), expected, **TOLERANCE)
-    assert_close(outputs(to_transformers(ours.module, pad=0), channels), expected, **TOLERANCE)
+    assert_close(outputs(to_transformers(ours.module, 0 if "Llama" in name else None), channels), expected, **TOLERANCE)
     save_model(ours, tmp_path)
     assert_close(outputs(load_model(str(tmp_path)).module, channels), outputs(ours.module, channels), atol=0, rtol=0)
 

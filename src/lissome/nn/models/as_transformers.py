@@ -48,7 +48,8 @@ def to_transformers(model: nn.Module, pad: int | None = None) -> PreTrainedModel
         assert head is not None
         raise BadModel(f"a {kind} of transformers has no head of the kind {head.kind}", expected=", ".join(str(one) for one in _TARGETS[kind] if one))
     hf = _hf_config(kind, config, head)
-    hf.pad_token_id = hf.pad_token_id if pad is None else pad
+    if pad is not None:
+        hf.pad_token_id = pad
     made = getattr(transformers, target)(hf)
     _check_same(config, config_of(made))
     _fill(made, ours, kind)
