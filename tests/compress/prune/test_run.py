@@ -167,7 +167,7 @@ class TestAfterwards:
 
     def test_a_head_of_another_size_is_refused(self, tmp_path):
         save_model(self.pruned("bert"), tmp_path)
-        with pytest.raises(BadModel, match="a pruned model keeps the head it has"):
+        with pytest.raises(BadModel, match="a pruned or split model keeps the head it has"):
             load_model(str(tmp_path), classes=5)
 
     def test_a_plan_that_was_changed_is_refused(self, tmp_path):

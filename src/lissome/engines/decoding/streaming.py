@@ -117,9 +117,7 @@ def plan(budget: Budget, weights: Weights, units: Sequence[Unit], slots: int, ca
 class Streamed:
     """As `native.Decoder`, with a plan of how many layers are in memory."""
 
-    def __init__(
-        self, weights: Weights, mapped: Mapped, slots: int, capacity: int | None, threads: int, budget: Budget, inputs: Inputs = INPUTS
-    ) -> None:
+    def __init__(self, weights: Weights, mapped: Mapped, slots: int, capacity: int | None, threads: int, budget: Budget, inputs: Inputs = INPUTS) -> None:
         can_stream()
         self.mapped, self.units = mapped, units_of(weights, mapped)
         self.plan = plan(budget, weights, self.units, slots, capacity, threads)

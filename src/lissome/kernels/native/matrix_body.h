@@ -184,8 +184,8 @@ constexpr long BLOCK_ROWS = 128;  // inputs that are rounded, and multiplied wit
 // Bytes of rounded inputs, and of their scales.
 INLINE long rounded_bytes(long columns) { return WIDTH == 16 ? BLOCK_ROWS * columns / LISSOME_GROUP_MIN * (64 + 8) : 0; }
 
-// Whether products of `count` inputs with this matrix may round them to `inputs` bits here.
-INLINE bool rounds(const lissome_matrix &m, int inputs, long count) { return WIDTH == 16 && isa() == VNNI && m.bits != 32 && inputs != 32 && count > 1; }
+// Whether products of `count` inputs with this matrix round them to `inputs` bits here; two of 16 bits are no faster than floats, as measured.
+INLINE bool rounds(const lissome_matrix &m, int inputs, long count) { return WIDTH == 16 && isa() == VNNI && m.bits != 32 && inputs != 32 && count > (inputs == 8 ? 1 : 2); }
 
 #if WIDTH == 16
 #ifdef __clang__

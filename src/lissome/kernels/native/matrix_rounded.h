@@ -123,8 +123,11 @@ INLINE void block_times(const char *const *at, const char *const *words, const R
     const int8_t *codes = x.codes + block * x.count * (LISSOME_GROUP_MIN * X / 8);
     const float *scales = x.scales + block * x.count * 2;
     long n = 0;
-    for (; n + N <= x.count; n += N) inputs_times<N>(m, codes + n * (LISSOME_GROUP_MIN * X / 8), scales + n * 2, y + n * 16 * T);
-    for (; n < x.count; n++) inputs_times<1>(m, codes + n * (LISSOME_GROUP_MIN * X / 8), scales + n * 2, y + n * 16 * T);
+    const long each = LISSOME_GROUP_MIN * X / 8;
+    for (; n + N <= x.count; n += N) inputs_times<N>(m, codes + n * each, scales + n * 2, y + n * 16 * T);
+    if (N > 4 && n + 4 <= x.count) inputs_times<4>(m, codes + n * each, scales + n * 2, y + n * 16 * T), n += 4;
+    if (n + 2 <= x.count) inputs_times<2>(m, codes + n * each, scales + n * 2, y + n * 16 * T), n += 2;
+    if (n < x.count) inputs_times<1>(m, codes + n * each, scales + n * 2, y + n * 16 * T);
 }
 
 template <int T, int X, int BITS>

@@ -58,7 +58,8 @@ def _trunk(kind: Architecture) -> nn.Module:
         known: Any = getattr(transformers, kind.target, None)
         if not (isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)):
             raise BadModel(f'transformers {transformers.__version__} has no model class "{kind.target}"', do="update transformers")
-        module: nn.Module = known(known.config_class.from_dict(dict(kind.config)))
+        config: Any = known.config_class
+        module: nn.Module = known(config.from_dict(dict(kind.config)))
         return module.float()
     if kind.kind == "exported":
         raise BadModel(f"{kind.target} came as a module in memory, so it cannot be built again", do="give a factory: package.module:function")

@@ -108,7 +108,7 @@ def make(role: str, part: Part, where: str, **given: Any) -> nn.Module:
 def schema(role: str, kind: str) -> type[Config]:
     """The options of a kind as a config of their own."""
     maker: Any = maker_of(role, kind)
-    hints = typing.get_type_hints(maker.__init__ if isinstance(maker, type) else maker, include_extras=True)
+    hints = typing.get_type_hints(maker.__init__ if isinstance(maker, type) else maker, include_extras=True)  # type: ignore[misc]
     parameters = inspect.signature(maker).parameters.values()
     options = [one for one in parameters if one.name not in GIVEN and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     fields: dict[str, Any] = {one.name: (hints.get(one.name, Any), ... if one.default is one.empty else one.default) for one in options}

@@ -31,8 +31,10 @@ def put_experts(model: nn.Module, layers: Mapping[str, MoE]) -> nn.Module:
 def restore(model: nn.Module) -> nn.Module:
     """Give a freshly built model the (untrained) layers of experts that its configuration names; their weights are to be loaded. Raises BadModel."""
     noted: Any = getattr(getattr(model, "config", None), FIELD, None)
+    if not noted:
+        return model
     made = {}
-    for name, values in (noted or {}).items():
+    for name, values in noted.items():
         try:
             model.get_submodule(name)
             made[name] = MoE(int(values["width"]), MoEConfig(**{key: value for key, value in values.items() if key != "width"}))
