@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lissome.core.errors import EnvironmentLacks
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,32 @@ def test_the_most_tokens(engine):
     assert "".join(pieces) == "abc" and spoken.reason == "length" and len(spoken.tokens) == 3
 
 
+def test_nothing_is_computed_behind_the_last_token(engine):
+    _, _, scripted = said(engine, "abcdef", most=3)
+    assert len(scripted.reads) == 3  # the prompt, and two of the three tokens
+
+
+def test_spaces_stand_with_a_tokenizer_that_drops_the_first(engine):
+    """As SentencePiece's decoders do: a word's own space is dropped where the word is decoded first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["the", *(f"word{i}" for i in range(90)), "end."]
+    tokenizer = Tokenizer(models.WordLevel({f"\u2581{word}": i for i, word in enumerate(words)}, "\u2581the"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    written = " ".join([*words[1:], "word3", "end.", "word4", "word5"])
+    scripted = Scripted(engine, "")
+    scripted.tokenizer, scripted.left, scripted.ends = tokenizer, tokenizer.encode(written).ids, lambda: {0}
+    found = "".join(generate(scripted, "the", Sampling(), most=len(words) + 3))
+    assert found == f" {written}"
+
+
+def test_a_stop_string_begins_in_the_answer(engine):
+    pieces, spoken, _ = said(engine, "ee but", stop=["ee"])
+    assert "".join(pieces) == "" and spoken.reason == "stop"
+    pieces, spoken, _ = said(engine, "e but", stop=["ee"], most=5)  # the prompt ends in an e
+    assert "".join(pieces) == "e but"
+
+
 def test_when_the_room_is_used_up_it_stops_or_forgets(engine):
     pieces, spoken, _ = said(engine, "abcdefghij", capacity=5)
     assert spoken.reason == "room" and "".join(pieces) == "abcde"
@@ -105,14 +131,14 @@ def test_sliding_keeps_the_first_tokens_and_the_newest_at_places_from_zero(engin
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=40), st.integers(1, 40))
 def test_broken_utf8_never_holds_the_stream_up(engine, raw, capacity):
-    """Bytes that are no text come out as replacement characters one token later at the most, and all of it is what decoding at once gives."""
+    """Bytes that are no text come out as replacement characters three bytes later at the most, and all of it is what decoding at once gives."""
     letters = engine.tokenizer.encode("").ids + [engine.tokenizer.token_to_id(BYTES[one]) for one in raw]
-    text = _Text(engine, ())
+    text = _Text(engine, (), [])
     pieces = []
     for at, token in enumerate(letters):
         pieces.append(text.add(token)[0])
         so_far = engine.tokenizer.decode(letters[: at + 1], skip_special_tokens=False)
-        assert len("".join(pieces)) >= len(so_far) - 1
+        assert len("".join(pieces)) >= len(so_far) - 3
     pieces.append(text.rest())
     assert "".join(pieces) == raw.decode("utf-8", errors="replace")
 
@@ -162,6 +188,20 @@ def test_a_chat_by_the_models_own_template(engine):
     broken = Engine(engine.weights, engine.tokenizer, About(chat_template="{{ raise() }}"), threads=1)
     with pytest.raises(BadConfig, match="chat template fails"):
         chat_prompt(broken, [])
+
+
+def test_templates_get_the_text_that_ends_a_turn(engine):
+    end = engine.tokenizer.token_to_id("<|im_end|>")
+    about = About(chat_template="{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", end_tokens=(end,))
+    zephyr = Engine(engine.weights, engine.tokenizer, about, threads=1)
+    assert chat_prompt(zephyr, [{"role": "user", "content": "hi"}]) == "hi<|im_end|>"
+
+
+def test_numbers_that_cannot_be(engine):
+    with pytest.raises(BadInput, match=r"100,000 threads on \d+ cores only wait for one another"):
+        Engine(engine.weights, engine.tokenizer, threads=100_000)
+    with pytest.raises(BadModel, match="texts begin with token 999, and the model has 300"):
+        Engine(engine.weights, engine.tokenizer, About(begin_token=999), threads=1)
 
 
 def test_a_template_cannot_reach_out(engine):

@@ -139,7 +139,7 @@ def test_what_was_packed_by_neuron_comes_back_bit_for_bit(shape):
 
 
 @native
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_same(isa):
     program = f"""
 import torch

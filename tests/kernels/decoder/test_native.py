@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -69,6 +71,16 @@ def test_what_is_out_of_range_is_refused(step):
 def test_more_room_than_positions():
     with pytest.raises(BadInput, match="room for 500 tokens, but positions for 256"):
         Decoder(from_llama(MODEL), 1, 500, Pool(1))
+
+
+def test_calls_of_two_threads_wait_for_one_another():
+    weights, pool = from_llama(MODEL, lambda _, w: coded(w)), Pool(2)
+    decoders = [Decoder(weights, 1, 64, pool) for _ in range(2)]
+    step = rows(range(20), [0] * 20, range(20))
+    expected = decoders[0].step(*step)
+    with ThreadPoolExecutor(2) as team:
+        found = list(team.map(lambda at: decoders[at % 2].step(*step), range(20)))
+    assert all(torch.equal(one, expected) for one in found)
 
 
 def test_nothing_to_do():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,7 +6,9 @@ import torch
 
 from lissome.core.errors import BadModel
 from lissome.kernels.decoder.ffn import Experts, Ffn
+from lissome.kernels.decoder.packed import pack
 from lissome.kernels.decoder.reference import Reference
+from lissome.nn.decoder.check import check_weights
 from lissome.nn.decoder.folder import DESCRIPTION, About, load_decoder, save_decoder
 from tests.kernels.decoder.test_ffn import decoder, layer
 
@@ -47,6 +50,8 @@ def test_a_folder_that_names_no_kinds_is_gated(tmp_path, folder):
         (lambda ffn: ffn[:2], "it names 2 feed-forward parts for 4 layers"),
         (lambda ffn: [ffn[0], ffn[1] | {"threshold": -1}, *ffn[2:]], "cannot be read"),
         (lambda ffn: [ffn[0], ffn[1] | {"kind": "magic"}, *ffn[2:]], "cannot be read"),
+        (lambda ffn: [*ffn[:3], ffn[3] | {"experts": ffn[3]["experts"] | {"count": 10**9}}], "cannot be read"),
+        (lambda ffn: [*ffn[:3], ffn[3] | {"experts": ffn[3]["experts"] | {"scale": float("inf")}}], "cannot be read"),
     ],
 )
 def test_kinds_that_make_no_sense(folder, change, message):
@@ -55,3 +60,20 @@ def test_kinds_that_make_no_sense(folder, change, message):
     (folder / DESCRIPTION).write_text(json.dumps(told))
     with pytest.raises(BadModel, match=message):
         load_decoder(folder)
+
+
+@pytest.mark.parametrize("name", ["layers.0.q", "embedding"])
+def test_layouts_that_the_kernel_would_misread(folder, name):
+    told = json.loads((folder / DESCRIPTION).read_text())
+    told["matrices"][name]["layout"] = "neurons"
+    (folder / DESCRIPTION).write_text(json.dumps(told))
+    with pytest.raises(BadModel, match="bytes cannot be|is laid out by neuron"):
+        load_decoder(folder)
+
+
+def test_experts_that_do_not_fit_one_another_are_named():
+    weights = decoder(layer(KINDS[3], 4))
+    first = weights.layers[0]
+    smaller = {name: pack(torch.randn(32, one.columns)) if name.endswith("1.gate") else one for name, one in first.matrices.items()}
+    with pytest.raises(BadModel, match=r"layer 0: its experts have \d+, \d+ neurons"):
+        check_weights(dataclasses.replace(weights, layers=[dataclasses.replace(first, matrices=smaller)]), "here")

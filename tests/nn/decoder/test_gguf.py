@@ -157,6 +157,8 @@ def test_what_the_format_has_no_place_for(tmp_path, metadata, tensors, message):
 def test_other_shapes_of_models_are_refused():
     with pytest.raises(BadModel, match="a llama with gelu is not offered"):
         from_llama(llama(hidden_act="gelu"))
+    with pytest.raises(BadModel, match='positions scaled as "dynamic" are not offered'):
+        from_llama(llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}))
 
 
 def test_packing_takes_what_the_file_gives(whole):

@@ -13,7 +13,7 @@ from lissome.kernels.decoder.packed import Codes, pack, unpack
 from lissome.nn.decoder.checkpoint import gguf_about, gguf_shape
 from lissome.nn.decoder.folder import About
 from lissome.nn.decoder.gguf import read_gguf
-from lissome.nn.decoder.gguf_out import neighbours_first, save_gguf, tokenizer_metadata
+from lissome.nn.decoder.gguf_out import check_groups, neighbours_first, save_gguf, tokenizer_metadata
 from lissome.nn.decoder.tokenizer import tokenizer_of
 from lissome.nn.decoder.weights import from_gguf, from_llama, halves_first
 
@@ -116,3 +116,11 @@ def test_llama_cpp_says_the_same_tokens(file, tmp_path):
     engine = open_engine(path, threads=1)
     assert str(engine.tokenizer.encode("the man").ids) in done.stdout
     assert repr("".join(generate(engine, "the man", Sampling(temperature=0), most=5))) in done.stdout
+
+
+def test_layers_that_the_format_has_no_place_for():
+    from lissome.kernels.decoder.ffn import Ffn
+    from tests.kernels.decoder.test_ffn import decoder, layer
+
+    with pytest.raises(BadInput, match="GGUF's llama has no gated feed-forward parts with relu"):
+        check_groups(decoder(layer(Ffn("gated", "relu"), 4)))

@@ -33,6 +33,8 @@ ROOM = 4096
 """Tokens that a sequence has room for unless another number is asked for: keys and values of a whole context would take more memory than most need."""
 PADDING = 1024
 """Rows of the vocabulary beyond the tokenizer's tokens that pass for padding, or a tenth of all: makers round the vocabulary up."""
+THREADS_A_CORE = 8
+"""More than so many threads for each core are refused."""
 ENDS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>")
 """Tokens that end a turn in common chat templates; what the file names itself counts too."""
 
@@ -72,13 +74,18 @@ class Engine:
                 f"the tokenizer has {words:,} tokens and the model {rows:,}",
                 do="give the tokenizer that the model was trained with",
             )
+        if about.begin_token is not None and about.begin_token >= rows:
+            raise BadModel(f"texts begin with token {about.begin_token:,}, and the model has {rows:,}", do="fetch the model again")
         self.weights, self.tokenizer, self.about = weights, tokenizer, about
         self.slots = slots
         check_weights(weights, "the decoder")
         if capacity and capacity > weights.cosine.shape[0]:
             raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
         self.capacity = capacity or min(ROOM, weights.cosine.shape[0])
-        self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        cores = len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        self.threads = threads or cores
+        if not 1 <= self.threads <= THREADS_A_CORE * cores:
+            raise BadInput(f"{self.threads:,} threads on {cores} cores only wait for one another", expected=f"1 to {THREADS_A_CORE * cores}")
         self._decoder: Decoder | Reference | Streamed
         if within:
             library().loaded()  # the plain twin widens whole matrices: it has no use for a budget

@@ -18,6 +18,7 @@ import torch
 
 from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement
+from lissome.kernels.decoder.ffn import BY_NEURON
 from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights
 from lissome.kernels.decoder.packed import ROWS, Packed, packed_bytes
 from lissome.machine.budget import Budget, megabytes
@@ -30,6 +31,8 @@ LOOKED_UP = 64
 """Rows whose embeddings are looked up before their pages are given back."""
 AROUND = 1 << 16
 """Bytes that the system maps around a page that is touched (fault_around_bytes, Linux)."""
+FEW, HEADS_TOGETHER = 8, 4
+"""Of the kernel (native/matrix_body.h, native/look_body.h): rows that are multiplied straight from the codes, and query heads that share a look at the keys."""
 CAPACITIES = (4096, 2048, 1024, 512, 256, 128, 64)
 SAMPLES = 6
 """Units that are read and computed with for a prediction, after one that is not counted."""
@@ -258,7 +261,12 @@ def _scratch(weights: Weights, rows: int, threads: int, capacity: int, wanted: i
     """Bytes of a step's intermediate values (native/decoder_body.h), with the logits and what the sampler makes of them."""
     hidden, ffn = weights.embedding.columns, max((layer.ffn.neurons(layer.matrices) for layer in weights.layers), default=0)
     q, kv = weights.heads * weights.dim, weights.kv_heads * weights.dim
-    floats = rows * (5 * hidden + 2 * q + 2 * kv + 2 * ffn) + threads * (capacity + 256 * 64 + 64 * 1024) + 8 * wanted * weights.head.rows
+    looks, rounded = HEADS_TOGETHER * (capacity + weights.dim + 16), 72 * max(hidden, ffn, q)  # a thread's scores, and its rounded inputs
+    floats = rows * (5 * hidden + 2 * q + 2 * kv + 2 * ffn) + threads * (looks + rounded + 256 * 64 + 64 * 1024) + 8 * wanted * weights.head.rows
+    experts = [layer.ffn.experts for layer in weights.layers if layer.ffn.experts is not None]
+    floats += rows * max((one.count + one.active * (1 + 2 * hidden + 2 * ffn) for one in experts), default=0)  # pairs of a row and an expert
+    if any(layer.ffn.kind in BY_NEURON for layer in weights.layers):
+        floats += threads * (FEW * hidden + ffn + hidden)  # what each thread's neurons add, which they are, and their scales
     return 4 * floats + min(LOOKED_UP, rows) * AROUND
 
 

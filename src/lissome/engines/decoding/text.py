@@ -16,6 +16,8 @@ from lissome.engines.decoding.speculative import Drafting, Speculative
 Overflow = Literal["stop", "slide"]
 """When a sequence fills its room: end there, or keep its first tokens and its newer half and go on. What is kept is read anew, at the places 0, 1, 2 ... that
 it then has: the logits are those of a text that never had more in it."""
+UNFINISHED = 3
+"""Bytes of a character that may have come while it is not whole."""
 SINKS = 4
 """First tokens that are kept when a text slides: models put much of their attention there, whatever they say (Xiao et al. 2023)."""
 
@@ -63,7 +65,7 @@ def generate(
 def _pieces(
     engine: Engine, tokens: list[int], sampler: Sampler | Speculative, most: int, stop: tuple[str, ...], overflow: Overflow, spoken: Spoken
 ) -> Iterator[str]:
-    ends, text, reader = engine.ends(), _Text(engine, stop), spoken.drafts or engine
+    ends, text, reader = engine.ends(), _Text(engine, stop, tokens), spoken.drafts or engine
     logits = reader.read(tokens)
     kept = list(tokens)
     while len(spoken.tokens) < most:
@@ -79,6 +81,8 @@ def _pieces(
         if over:
             spoken.reason = "stop"
             return
+        if len(spoken.tokens) == most:
+            continue  # what follows is not asked for, so it is not computed
         if len(kept) > engine.capacity:
             if overflow == "stop":
                 spoken.reason = "room"
@@ -109,28 +113,40 @@ def _slid(tokens: list[int], capacity: int) -> list[int]:
     return tokens[:sinks] + tokens[len(tokens) - max(1, capacity // 2 - sinks) :]
 
 
+def _end_of(engine: Engine) -> str:
+    """The text of the token that ends a turn: templates of the Zephyr kind write it behind each message."""
+    ends = engine.about.end_tokens
+    return (engine.tokenizer.id_to_token(ends[0]) if ends else None) or ""
+
+
 class _Text:
     """Tokens to text, held back while a character is not whole or while it may be the beginning of a stop string."""
 
-    def __init__(self, engine: Engine, stop: tuple[str, ...]) -> None:
+    def __init__(self, engine: Engine, stop: tuple[str, ...], before: Sequence[int]) -> None:
         self.engine, self.stop = engine, tuple(one for one in stop if one)
-        self.tokens: list[int] = []
-        self.given = 0  # characters of the decoded tokens that were given out
+        self._from(before)
+        self.begin = self.given  # a stop string begins in the answer
+
+    def _from(self, before: Sequence[int]) -> None:
+        """Begin anew behind the last token of `before`: some tokenizers drop the space before the first token that they decode."""
+        self.tokens = list(before[-1:])
+        self.given = len(self.engine.tokenizer.decode(self.tokens, skip_special_tokens=False))  # characters of the decoded tokens that were given out
 
     def add(self, token: int) -> tuple[str, bool]:
         """What can be given out now, and whether a stop string came."""
         self.tokens.append(token)
         whole = self.engine.tokenizer.decode(self.tokens, skip_special_tokens=False)
-        found = [at for one in self.stop if (at := whole.find(one, max(0, self.given - len(one)))) >= 0]
+        found = [at for one in self.stop if (at := whole.find(one, max(self.begin, self.given - len(one)))) >= 0]
         if found:
             return self._upto(whole, min(found)), True
-        # Bytes that begin a character decode to one replacement character until the rest comes; those before it stand, whole or broken for good.
-        broken = 1 if whole.endswith("\ufffd") else 0
+        # Bytes that begin a character decode to replacement characters, one or one a byte, until the rest comes; those before them stand, whole or broken.
+        broken = min(len(whole) - len(whole.rstrip("\ufffd")), UNFINISHED)
         settled = whole[: len(whole) - broken]
         held = broken + max((size for one in self.stop for size in range(1, len(one)) if settled.endswith(one[:size])), default=0)
         piece = self._upto(whole, len(whole) - held)
         if not held and len(self.tokens) > 64 and whole.endswith((" ", "\n", ".")):  # a long text is not decoded from its beginning each time
-            self.tokens, self.given = [], 0
+            self._from(self.tokens)
+            self.begin = 0
         return piece, False
 
     def rest(self) -> str:
@@ -153,6 +169,6 @@ def chat_prompt(engine: Engine, messages: Sequence[dict[str, str]]) -> str:
 
     try:
         made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-        return str(made.render(messages=list(messages), add_generation_prompt=True, bos_token="", eos_token=""))
+        return str(made.render(messages=list(messages), add_generation_prompt=True, bos_token="", eos_token=_end_of(engine)))
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:  # a template is a program
         raise BadConfig(f"the model's chat template fails: {error}") from error

@@ -70,7 +70,7 @@ class Pool:
         self.handle = ctypes.c_void_p(handle.lissome_pool_new(ctypes.c_int(threads)))
         self.threads = threads
         if not self.handle:
-            raise MemoryError("no memory for a team of threads")
+            raise BadInput(f"a team of {threads:,} threads cannot be started here", do="ask for as many as there are cores")
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -87,6 +87,8 @@ class Layer:
     ffn: Ffn = GATED_SILU
 
     def __post_init__(self) -> None:
+        for name in ("q", "k", "v", "o"):
+            in_tiles(self.matrices[name], name)
         self.ffn.check(self.matrices)
 
 
@@ -105,6 +107,16 @@ class Weights:
     dim: int
     epsilon: float
     scale: float
+
+    def __post_init__(self) -> None:
+        in_tiles(self.embedding, "embedding")
+        in_tiles(self.head, "head")
+
+
+def in_tiles(matrix: Packed, name: str) -> None:
+    """Raise BadInput for weights that are laid out by neuron: the kernel reads such in feed-forward parts alone."""
+    if matrix.layout != "tiles":
+        raise BadInput(f'"{name}" is laid out by neuron, which only feed-forward parts are read in', expected="what `pack` gives")
 
 
 class Decoder:
@@ -160,10 +172,10 @@ class Decoder:
         states = [None if one is None else ctypes.c_void_p(_states(one, len(tokens), self.weights.embedding.columns).data_ptr()) for one in (begin, end)]
         logits = torch.empty(len(wanted), self.weights.head.rows)
         pointers = [ctypes.c_void_p(one.data_ptr()) for one in (*rows, logits)]
-        call = library().loaded().lissome_decoder_part
+        call = library().loaded().lissome_decoder_step
         lengths = ctypes.c_int64(len(tokens)), ctypes.c_int64(len(wanted))
         code = call(ctypes.byref(self._given), self.pool.handle, lengths[0], *pointers[:3], lengths[1], *pointers[3:], *states)
-        _check(code, "lissome_decoder_part")
+        _check(code, "lissome_decoder_step")
         return logits
 
     def _structure(self, half: bool, inputs: Inputs) -> _Decoder:
@@ -210,8 +222,7 @@ class Decoder:
 
 def multiply(matrix: Packed, x: torch.Tensor, pool: Pool, inputs: Inputs = 32) -> torch.Tensor:
     """x [n, columns] times the transposed matrix: [n, rows], float32. inputs: as for `Decoder`."""
-    if matrix.layout != "tiles":
-        raise BadInput("weights that are laid out by neuron are read by feed-forward parts alone", expected="what `pack` gives")
+    in_tiles(matrix, "matrix")
     if x.ndim != 2 or x.shape[1] != matrix.columns:
         raise BadInput(f"inputs {list(x.shape)} do not fit {matrix.rows} x {matrix.columns} weights", expected=f"[n, {matrix.columns}]")
     x = x.float().contiguous()

@@ -147,11 +147,14 @@ def unpack(packed: Packed) -> torch.Tensor | Codes:
 
 
 def chosen_rows(packed: Packed, rows: torch.Tensor) -> Packed:
-    """The rows [n] int64 of a matrix as a matrix of their own; nothing is rounded."""
-    found = unpack(packed)
+    """The rows [n] int64 of a matrix in tiles as a matrix of their own; nothing is rounded, and only the tiles that they lie in are unpacked."""
+    tiles, place = torch.unique(rows // ROWS, return_inverse=True)
+    data = packed.data.view(-(-packed.rows // ROWS), -1)[tiles].flatten()
+    found = unpack(dataclasses.replace(packed, data=data, rows=len(tiles) * ROWS))
+    at = place * ROWS + rows % ROWS
     if isinstance(found, torch.Tensor):
-        return pack(found[rows])
-    return pack(dataclasses.replace(found, codes=found.codes[rows], scale=found.scale[rows], offset=found.offset[rows]))
+        return pack(found[at])
+    return pack(dataclasses.replace(found, codes=found.codes[at], scale=found.scale[at], offset=found.offset[at]))
 
 
 def _tiled(weights: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,9 @@
 
 struct lissome_pool {
     Pool team;
+    std::mutex calls;  // one call at a time: a second one waits for the team
+
+    explicit lissome_pool(int threads) : team(threads) {}
 };
 
 namespace {
@@ -83,19 +86,21 @@ bool sensible(const lissome_decoder &d, int64_t rows, const int32_t *token, cons
 
 extern "C" {
 
-lissome_pool *lissome_pool_new(int threads) { return new (std::nothrow) lissome_pool{Pool(threads)}; }
+lissome_pool *lissome_pool_new(int threads) {
+    try {
+        return new lissome_pool(threads);
+    } catch (const std::exception &) {  // no memory, or no more threads
+        return nullptr;
+    }
+}
 
 void lissome_pool_free(lissome_pool *pool) { delete pool; }
 
 int lissome_decoder_step(const lissome_decoder *decoder, lissome_pool *pool, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
-                         int64_t wanted, const int32_t *which, float *logits) {
-    return lissome_decoder_part(decoder, pool, rows, token, slot, position, wanted, which, logits, nullptr, nullptr);
-}
-
-int lissome_decoder_part(const lissome_decoder *decoder, lissome_pool *pool, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
                          int64_t wanted, const int32_t *which, float *logits, const float *begin, float *end) {
     if (!sensible(*decoder) || !sensible(*decoder, rows, token, slot, position, wanted, which)) return 1;
     if (!rows) return 0;
+    const std::lock_guard<std::mutex> alone(pool->calls);
     try {
         const Rows given{rows, token, slot, position, wanted, which, logits, begin, end};
         AS_HERE(step(*decoder, pool->team, given));
@@ -107,6 +112,7 @@ int lissome_decoder_part(const lissome_decoder *decoder, lissome_pool *pool, int
 
 int lissome_matrix_multiply(const lissome_matrix *matrix, lissome_pool *pool, int32_t inputs, int64_t n, const float *x, float *y) {
     if (!sensible(*matrix, matrix->rows, matrix->columns) || !sensible_inputs(inputs) || n < 0) return 1;
+    const std::lock_guard<std::mutex> alone(pool->calls);
     try {
         if (n) AS_HERE(multiply(*matrix, pool->team, inputs, n, x, y));
     } catch (const std::bad_alloc &) {

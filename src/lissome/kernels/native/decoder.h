@@ -55,14 +55,10 @@ int lissome_matrix_multiply(const lissome_matrix *, lissome_pool *, int32_t inpu
 
 // Runs `rows` tokens: token[i] stands at position[i] of the sequence in slot[i]; what came before it there is read from the cache, or stands before it in
 // this call. Rows of one slot are neighbours, in rising order of position. logits: [wanted, rows of the head] of the rows which[0..wanted).
-// 0, or 1 for arguments that make no sense, 2 without memory.
-int lissome_decoder_step(const lissome_decoder *, lissome_pool *, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
-                         int64_t wanted, const int32_t *which, float *logits);
-
-// The same for a decoder that is a part of a larger one: the layers of its structure are some of the larger one's, and keys and values begin at theirs.
 // begin: [rows, hidden], what the rows are before the first layer, instead of embeddings; end: room for what they are after the last layer, before the
-// norm. Either may be null.
-int lissome_decoder_part(const lissome_decoder *, lissome_pool *, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
+// norm; either may be null. With them a decoder can be a part of a larger one, whose layers, keys and values its structure points into.
+// One call at a time runs on a pool; another one waits. 0, or 1 for arguments that make no sense, 2 without memory.
+int lissome_decoder_step(const lissome_decoder *, lissome_pool *, int64_t rows, const int32_t *token, const int32_t *slot, const int32_t *position,
                          int64_t wanted, const int32_t *which, float *logits, const float *begin, float *end);
 
 #ifdef __cplusplus

@@ -5,7 +5,7 @@
 #include "attention_tile.h"
 #include "decoder.h"
 
-// What a step is given; see lissome_decoder_step and lissome_decoder_part.
+// What a step is given; see lissome_decoder_step.
 struct Rows {
     int64_t count;
     const int32_t *token, *slot, *position;

@@ -14,19 +14,17 @@
 
 class Pool {
   public:
+    // Throws what std::thread throws where so many cannot be started; those that were are gone then.
     explicit Pool(int threads) : size_(threads < 1 ? 1 : threads) {
-        for (int i = 1; i < size_; i++) team_.emplace_back([this, i] { serve(i); });
+        try {
+            for (int i = 1; i < size_; i++) team_.emplace_back([this, i] { serve(i); });
+        } catch (...) {
+            dismiss();
+            throw;
+        }
     }
 
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            work_ = nullptr;
-            turn_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
-        for (auto &one : team_) one.join();
-    }
+    ~Pool() { dismiss(); }
 
     int size() const { return size_; }
 
@@ -54,6 +52,16 @@ class Pool {
     }
 
   private:
+    void dismiss() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            work_ = nullptr;
+            turn_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        for (auto &one : team_) one.join();
+    }
+
     // Whether `ready` came within so many looks. Where threads outnumber processors, giving way lets the others get there.
     template <typename Ready>
     static bool spin(Ready ready, long looks) {

@@ -30,6 +30,11 @@ def check_weights(weights: Weights, where: str) -> None:
         expected = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
         for name in layer.ffn.names():
             expected[name] = _of_ffn(layer, name, hidden)
+        if layer.ffn.experts is not None and layer.matrices["router"].bits != 32:
+            raise BadModel(f"layer {at}: its router is in {layer.matrices['router'].bits} bits", where=where, expected="a router in float32")
+        neurons = {one.rows for name, one in layer.matrices.items() if name.startswith("experts.") and name.endswith(".gate")}
+        if len(neurons) > 1:
+            raise BadModel(f"layer {at}: its experts have {', '.join(map(str, sorted(neurons)))} neurons", where=where, expected="experts of one size")
         for name, shape in expected.items():
             if name in layer.matrices:
                 _same(f"layer {at}, {name}", (layer.matrices[name].rows, layer.matrices[name].columns), shape, where)

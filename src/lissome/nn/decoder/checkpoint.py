@@ -15,7 +15,7 @@ from lissome.kernels.decoder.packed import Codes
 from lissome.nn.decoder.folder import TOKENIZER, About
 from lissome.nn.decoder.gguf import Gguf, read_gguf
 from lissome.nn.decoder.tokenizer import tokenizer_of
-from lissome.nn.decoder.weights import GGUF_NAMES, LLAMA_NAMES, halves_first, numbers_of
+from lissome.nn.decoder.weights import GGUF_NAMES, LLAMA_NAMES, gguf_plan, halves_first
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -187,25 +187,20 @@ def _from_gguf(path: Path) -> Checkpoint:
 
 
 def gguf_shape(file: Gguf) -> Shape:
-    """Sizes from a GGUF file's metadata. Raises BadModel for another architecture and for numbers that are missing."""
-    metadata = file.metadata
-    if metadata.get("general.architecture") != "llama":
-        raise BadModel(f'its architecture is "{metadata.get("general.architecture")}"', where=str(file.path), expected="llama")
-
-    number = numbers_of(file, "llama.")
-    hidden, heads = number("embedding_length"), number("attention.head_count")
-    rows = {name: file.entries[f"{name}.weight"].shape[0] for name in ("token_embd", "blk.0.ffn_gate") if f"{name}.weight" in file.entries}
+    """Sizes of the decoder in a GGUF file. Raises BadModel as `gguf_plan` does."""
+    plan = gguf_plan(file)
+    rows = {name: file.entries[f"{name}.weight"].shape[0] for name in ("token_embd", "blk.0.ffn_gate")}
     return Shape(
-        layers=number("block_count"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        dim=number("attention.key_length", hidden // heads),
-        ffn=number("feed_forward_length", rows.get("blk.0.ffn_gate")),
-        vocabulary=rows.get("token_embd", 0),
-        positions=number("context_length"),
-        epsilon=float(metadata.get("llama.attention.layer_norm_rms_epsilon", 1e-5)),
-        base=float(metadata.get("llama.rope.freq_base", 10000.0)),
+        layers=plan.layers,
+        hidden=plan.hidden,
+        heads=plan.heads,
+        kv_heads=plan.kv_heads,
+        dim=plan.dim,
+        ffn=rows["blk.0.ffn_gate"],
+        vocabulary=rows["token_embd"],
+        positions=plan.positions,
+        epsilon=plan.epsilon,
+        base=plan.base,
         tied="output.weight" not in file.entries,
     )
 
@@ -215,7 +210,10 @@ def gguf_about(file: Gguf) -> About:
     metadata = file.metadata
     ends = tuple(one for key in ("eos_token_id", "eot_token_id") if isinstance(one := metadata.get(f"tokenizer.ggml.{key}"), int))
     begin = metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
-    return About(chat_template=metadata.get("tokenizer.chat_template"), end_tokens=ends, begin_token=begin)
+    template = metadata.get("tokenizer.chat_template")
+    return About(
+        chat_template=template if isinstance(template, str) else None, end_tokens=ends, begin_token=begin if isinstance(begin, int) and begin >= 0 else None
+    )
 
 
 def _about(folder: Path, config: Mapping[str, Any]) -> About:

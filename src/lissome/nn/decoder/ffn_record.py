@@ -11,15 +11,18 @@ from pydantic import Field
 from lissome.core.config import Config
 from lissome.kernels.decoder.ffn import Activation, Experts, Ffn, Kind, Weighing
 
+EXPERTS_MOST = 4096
+"""A file that names more is broken: nothing is made for what it claims."""
+
 
 class ExpertsRecord(Config):
     """As `kernels.decoder.ffn.Experts`; bias, offset: whether the tensors hold one."""
 
-    count: int
-    active: int
+    count: int = Field(ge=1, le=EXPERTS_MOST)
+    active: int = Field(ge=1, le=EXPERTS_MOST)
     scores: Literal["softmax", "sigmoid"] = "softmax"
     weights: Weighing = "normalised"
-    scale: float = 1.0
+    scale: float = Field(default=1.0, allow_inf_nan=False)
     shared: bool = False
     bias: bool = False
     offset: bool = False

@@ -129,7 +129,10 @@ def map_decoder(folder: Path) -> tuple[Weights, Description, Mapped]:
     embedding = packed("embedding")
     head = embedding if told.tied else packed("head")
     norm, cosine, sine = (_floats(file, name) for name in ("norm", "cosine", "sine"))
-    weights = Weights(layers, embedding, head, norm, cosine, sine, told.heads, told.kv_heads, told.dim, told.epsilon, told.scale)
+    try:
+        weights = Weights(layers, embedding, head, norm, cosine, sine, told.heads, told.kv_heads, told.dim, told.epsilon, told.scale)
+    except BadInput as error:
+        raise BadModel(error.what, where=str(folder), expected=error.expected, do="make it anew") from error
     check_weights(weights, str(folder))
     return weights, told, file.mapped
 

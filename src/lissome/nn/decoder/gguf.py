@@ -54,6 +54,13 @@ class Gguf:
             raise BadModel(f'there is no tensor "{name}".', where=str(self.path), expected="a whole model of the architecture that it names")
         return slice_rows(self, name, 0, self.entries[name].shape[0])
 
+    def forget(self, name: str) -> None:
+        """Give back the pages that a tensor was read from: they count as this process's memory until then. They can be read again."""
+        entry, mapped = self.entries[name], self.data.obj
+        begin = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED, begin, entry.start + entry.size - begin)
+
 
 def slice_rows(file: Gguf, name: str, begin: int, end: int) -> torch.Tensor | Codes:
     """Rows [begin, end) of a tensor that the file has, as `Gguf.tensor` gives them."""

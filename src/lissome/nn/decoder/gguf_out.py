@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lissome.core.errors import BadInput
+from lissome.kernels.decoder.ffn import GATED_SILU
 from lissome.kernels.decoder.native import Weights
 from lissome.kernels.decoder.packed import Codes, Packed, unpack
 from lissome.nn.decoder.checkpoint import Shape
@@ -41,7 +42,10 @@ def save_gguf(path: Path, weights: Weights, shape: Shape, tokenizer: Tokenizer, 
 
 
 def check_groups(weights: Weights) -> None:
-    """Raise BadInput unless every matrix in codes is in groups of 32, the only ones that GGUF's blocks have."""
+    """Raise BadInput unless every matrix in codes is in groups of 32, the only ones that GGUF's blocks have, and layers are Llama's."""
+    kind = next((layer.ffn for layer in weights.layers if layer.ffn != GATED_SILU), None)
+    if kind is not None:
+        raise BadInput(f"GGUF's llama has no {kind.kind} feed-forward parts with {kind.activation}.", expected="gated ones with silu", do="leave --gguf out")
     every: list[Packed] = [weights.embedding, weights.head, *(one for layer in weights.layers for one in layer.matrices.values())]
     other = next((one.group for one in every if one.bits != 32 and one.group != BLOCK), None)
     if other is not None:

@@ -78,6 +78,7 @@ def _write_floats(out: BinaryIO, file: Gguf, plan: Plan, name: str, stored: str)
         tensor = file.tensor(stored)
         dense = tensor if isinstance(tensor, torch.Tensor) else tensor.dense()
         out.write(dense.contiguous().numpy().astype("<f4").tobytes())
+        file.forget(stored)
         return
     for begin in range(0, plan.positions, POSITIONS):
         cosine, sine = rotations(plan.dim, min(begin + POSITIONS, plan.positions), plan.base, begin)
@@ -93,3 +94,4 @@ def _packed(file: Gguf, stored: str, dim: int) -> Iterator[torch.Tensor]:
         part = slice_rows(file, stored, begin, min(begin + step, rows))
         count = min(begin + step, rows) - begin
         yield pack(halves_first(part, count // dim) if dim else part).data
+        file.forget(stored)

@@ -85,17 +85,24 @@ def gguf_plan(file: Gguf, positions: int | None = None) -> Plan:
     return Plan(layers, hidden, heads, kv_heads, dim, turned, base, epsilon)
 
 
+CHANGING = ("dynamic", "longrope")
+"""Ways of scaling positions (transformers' rope_type) by which a token's rotation depends on how long the text is."""
+
+
 def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weights:
     """The decoder of a Llama-shaped transformers model; `rounding` says what each matrix becomes, floats without.
 
     A model with an `ActivationPlan` becomes one whose silent neurons are skipped: its `down` matrices, and with a threshold on the gate its `up` matrices, are
     laid out by neuron, and `down` is given to `rounding` transposed [neurons, hidden].
-    Raises BadModel where the model is of another shape (biases, other norms or activations, scaled positions).
+    Raises BadModel where the model is of another shape (biases, other norms or activations, rotations that change with the length).
     """
     config: Any = model.config
     if config.model_type != "llama" or config.hidden_act not in ACTIVATIONS or config.attention_bias or config.mlp_bias:
         expected = f"a Llama-shaped model with {', '.join(ACTIVATIONS)} and without biases"
         raise BadModel(f"a {config.model_type} with {config.hidden_act} is not offered", expected=expected)
+    turning = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if turning in CHANGING:
+        raise BadModel(f'positions scaled as "{turning}" are not offered', expected="rotations that do not change with the length")
     body: Any = model.model
     rounded = rounding or (lambda _, weight: weight)
 
