@@ -67,7 +67,7 @@ def test_layouts_that_the_kernel_would_misread(folder, name):
     told = json.loads((folder / DESCRIPTION).read_text())
     told["matrices"][name]["layout"] = "neurons"
     (folder / DESCRIPTION).write_text(json.dumps(told))
-    with pytest.raises(BadModel, match="bytes cannot be|is laid out by neuron"):
+    with pytest.raises(BadModel, match=r"bytes cannot be|is laid out by neuron"):
         load_decoder(folder)
 
 
