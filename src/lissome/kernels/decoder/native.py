@@ -88,7 +88,8 @@ class Layer:
 
     def __post_init__(self) -> None:
         for name in ("q", "k", "v", "o"):
-            in_tiles(self.matrices[name], name)
+            if name in self.matrices:
+                in_tiles(self.matrices[name], name)
         self.ffn.check(self.matrices)
 
 
