@@ -29,7 +29,7 @@ def experts(
     ] = None,
     windows: Annotated[int, typer.Option(min=2, help="Windows of text for each domain.")] = 32,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 256,
-    layer: Annotated[str | None, typer.Option(help="The layer whose table of experts and domains is shown; by default the most specialised one.")] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer whose table of experts and domains is shown; by default the one furthest from chance.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Show how evenly MODEL's experts are used, which are dead, and whether they specialise: a table of experts and domains, with a test."""
@@ -48,7 +48,7 @@ def experts(
         if loaded.directory is None:
             raise BadInput("the model came without a tokenizer, so it cannot be given text", where=loaded.ref, do="give a folder that holds tokenizer.json")
         tokenizer, _ = open_tokenizer(loaded.directory, loaded.ref)
-        texts = given_texts(places) if places else domain_texts(progress=progress)
+        texts = given_texts(places) if places else domain_texts(progress=progress, half="odd")  # `split-experts` reads the even ones
         used = expert_use(loaded.module, domain_windows(texts, tokenizer, length, windows), progress=progress)
     emit_json(used) if json else show(*_told(used, layer))
 
@@ -96,13 +96,15 @@ def _told(used: ExpertUse, layer: str | None) -> list[Any]:
     for one in used.layers:
         test = one.dependence
         numbers = (f"{one.load.max_over_mean:.2f}", f"{one.load.entropy:.3f}", str(len(one.load.dead)))
-        table.add_row(one.name, *numbers, f"{test.bits:.4f}", f"{test.chance:.4f}", f"{test.p_value:.3g}")
-    shown = next((one for one in used.layers if one.name == layer), max(used.layers, key=lambda one: one.dependence.bits))
+        table.add_row(one.name, *numbers, f"{test.bits:.4f}", f"{test.chance:.4f}", f"{test.p_family:.3g}")
+    shown = next((one for one in used.layers if one.name == layer), used.strongest)
     test = shown.dependence
     verdict = "its experts specialise" if test.dependent else "no specialisation can be told from chance"
+    windows = ", ".join(f"{name} {count}" for name, count in used.windows.items())
+    told = f"a choice tells {test.bits:.4f} bits about the domain, by chance {test.mean_chance:.4f} on average"
     lines = [
-        f"{shown.name}: {verdict} (a choice tells {test.bits:.4f} bits about the domain; by chance at most {test.chance:.4f}, p = {test.p_value:.3g}).",
-        f"{used.tokens:,} tokens, windows of {', '.join(f'{name} {count}' for name, count in used.windows.items())}; whole windows were permuted.",
+        f"{shown.name}: {verdict} ({told}; p = {test.p_family:.3g}, allowing for all {len(used.layers)} layers that were looked at).",
+        f"{used.tokens:,} tokens, windows of {windows}; whole windows were permuted, which share no document.",
     ]
     return [table, _experts(shown), "\n".join(lines)]
 
@@ -121,11 +123,11 @@ def _experts(shown: LayerUse) -> Any:
 def _split(found: Split) -> list[Any]:
     from rich.table import Table
 
-    table = Table("layer", "off", "at best", "by chance", "agreement", "scale", box=None, pad_edge=False)
+    table = Table("layer", "off", "largest", "by chance", "agreement", "scale", box=None, pad_edge=False)
     for fit in found.fits:
-        table.add_row(fit.name, f"{fit.router:.3f}", f"{fit.oracle:.3f}", f"{fit.random:.3f}", f"{fit.agreement:.0%}", f"{fit.scale:.2f}")
+        table.add_row(fit.name, f"{fit.router:.3f}", f"{fit.largest:.3f}", f"{fit.random:.3f}", f"{fit.agreement:.0%}", f"{fit.scale:.2f}")
     lines = [
-        "off: |difference| / |output| of the dense network, with the experts the router chooses, the best ones, and any.",
+        "off: |difference| / |output| of the dense network, with the experts the router chooses, those of the largest outputs, and any; on texts held out.",
         f"Neurons that a token reads  {found.read:.1%}",
         f"Model                       {found.folder} (not trained since: `lissome fine-tune` brings back much of it)",
     ]

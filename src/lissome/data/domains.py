@@ -6,10 +6,11 @@ general: sentences of newspapers' editorials and of film and product reviews.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from lissome.core.errors import BadInput
 from lissome.core.progress import Progress
 from lissome.data.catalogue_packages import PACKAGES
 from lissome.data.gettext_mo import read_mo
-from lissome.data.packing import pack, text_files, texts, token_ids
+from lissome.data.packing import text_files, texts, token_ids
 from lissome.data.sources import fetch
 
 if TYPE_CHECKING:
@@ -30,17 +31,22 @@ TOGETHER = 40
 """Messages or sentences joined to one document: they are short, and stand in the file in an order."""
 SHORTEST = 400
 """Characters of a document; shorter ones are left out."""
+Half = Literal["even", "odd"]
 
 
-def domain_texts(cache: Cache | None = None, progress: Progress | None = None) -> dict[str, list[str]]:
-    """Documents by domain, fetched the first time. Raises what `fetch` raises."""
+def domain_texts(cache: Cache | None = None, progress: Progress | None = None, half: Half | None = None) -> dict[str, list[str]]:
+    """Documents by domain, fetched the first time. half: every second one; models are calibrated on the even ones and looked at on the odd ones.
+
+    Raises what `fetch` raises.
+    """
     found = {
         "code": list(_code(fetch("django-docs", cache, progress).parent / "django")),
         "law": list(_law(fetch("licences", cache, progress))),
         "finance": [text for one in PACKAGES if one.package in FINANCE for text in _messages(fetch(one, cache, progress))],
         "general": list(_sentences(fetch("sentiment", cache, progress))),
     }
-    return {name: [text for text in documents if len(text) >= SHORTEST] for name, documents in found.items()}
+    long = {name: [text for text in documents if len(text) >= SHORTEST] for name, documents in found.items()}
+    return {name: documents[half == "odd" :: 1 if half is None else 2] for name, documents in long.items()}
 
 
 def given_texts(places: Mapping[str, Path]) -> dict[str, list[str]]:
@@ -53,20 +59,28 @@ def domain_windows(
 ) -> dict[str, list[np.ndarray]]:
     """At most `count` windows of `length` tokens for each domain, int64, from documents that lie evenly over its whole.
 
-    separator: the token between documents; by default the tokenizer's id 0. Raises BadInput for a domain with fewer tokens than one window.
+    No two windows have tokens of one document: what a test permutes must be exchangeable, and windows of one text are not. A window begins with a document and
+    the last document's rest is dropped. separator: the token between documents; by default the tokenizer's id 0. Raises BadInput for a domain with fewer
+    tokens than one window.
     """
     found = {}
     for name, texts_of in documents.items():
         order = np.random.default_rng(0).permutation(len(texts_of))
-        windows = []
-        for window in pack(token_ids((texts_of[i] for i in order), tokenizer), length, separator or 0):
-            windows.append(window.ids.astype(np.int64))
-            if len(windows) == count:
-                break
+        windows = list(itertools.islice(_apart(token_ids((texts_of[i] for i in order), tokenizer), length, separator or 0), count))
         if not windows:
             raise BadInput(f"the domain {name} has fewer than {length} tokens", do="give more text of it, or shorter windows")
         found[name] = windows
     return found
+
+
+def _apart(documents: Iterable[np.ndarray], length: int, separator: int) -> Iterator[np.ndarray]:
+    """Windows of whole documents and the beginning of one more."""
+    held: list[int] = []
+    for ids in documents:
+        held += [*ids.tolist(), separator] if len(ids) else []
+        if len(held) >= length:
+            yield np.array(held[:length], dtype=np.int64)
+            held = []
 
 
 def _code(folder: Path) -> Iterator[str]:

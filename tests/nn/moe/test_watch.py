@@ -36,7 +36,9 @@ def windows() -> dict[str, list[np.ndarray]]:
 
 
 def test_experts_that_specialise_and_ones_that_do_not():
-    (layer,) = expert_use(Reader(blind=False), windows(), draws=200).layers
+    found = expert_use(Reader(blind=False), windows(), draws=200)
+    (layer,) = found.layers
+    assert found.strongest is layer and layer.dependence.p_family == layer.dependence.p_value
     assert layer.dependence.dependent and layer.dependence.bits == pytest.approx(1)
     assert layer.shares == {"low": (1, 0, 0), "high": (0, 1, 0)} and layer.load.dead == (2,)
     (layer,) = expert_use(Reader(blind=True), windows(), draws=200).layers

@@ -10,7 +10,7 @@ Every interval is tested by simulation to cover what it says.
 from lissome.core.statistics.bootstrap import BootstrapDrop, bootstrap_drop
 from lissome.core.statistics.bounds import binomial_p_value, calibrate, fixed_sequence, hoeffding_bentkus_p_value
 from lissome.core.statistics.certify import DropTest, certify_drop, more_examples
-from lissome.core.statistics.independence import Dependence, dependence, mutual_information
+from lissome.core.statistics.independence import Dependence, dependence, dependences, mutual_information
 from lissome.core.statistics.intervals import Interval, achieved_confidence, median_interval, proportion_interval, quantile_interval, ratio_interval
 from lissome.core.statistics.paired import DropInterval, drop_interval, drop_p_value, drop_upper_bound
 from lissome.core.statistics.planning import examples_needed
@@ -30,6 +30,7 @@ __all__ = [
     "calibrate",
     "certify_drop",
     "dependence",
+    "dependences",
     "drop_interval",
     "drop_p_value",
     "drop_upper_bound",
