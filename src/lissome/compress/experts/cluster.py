@@ -64,12 +64,18 @@ def balanced_means(rows: torch.Tensor, count: int, generator: torch.Generator) -
 
 
 def _filled(likeness: np.ndarray, size: int) -> np.ndarray:
-    """Cluster of each row [n], the likeliest pairs first, `size` rows to a cluster; likeness: [n, clusters]."""
+    """Cluster of each row [n], the likeliest pairs first, at most `size` rows to a cluster; likeness: [n, clusters].
+
+    Deferred acceptance (Gale and Shapley 1962): each row asks its likeliest cluster, which keeps the likeliest that asked, and whom it sends away asks on. As
+    both sides go by the same number, that is what taking the pairs one by one would give.
+    """
     n, count = likeness.shape
-    found, room = np.full(n, -1), np.full(count, size)
-    for pair in np.argsort(-likeness, axis=None, kind="stable").tolist():
-        row, cluster = divmod(pair, count)
-        if found[row] < 0 and room[cluster]:
-            found[row] = cluster
-            room[cluster] -= 1
-    return found
+    wish, at = np.argsort(-likeness, axis=1, kind="stable"), np.zeros(n, np.int64)
+    while True:
+        found: np.ndarray = wish[np.arange(n), at]
+        order = np.lexsort((-likeness[np.arange(n), found], found))
+        first = np.searchsorted(found[order], np.arange(count))
+        over = order[np.arange(n) - first[found[order]] >= size]
+        if not len(over):
+            return found
+        at[over] += 1

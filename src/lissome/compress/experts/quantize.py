@@ -39,11 +39,12 @@ def _quantized(name: str, layer: MoE, group: int) -> MoE:
             expected="32, 64 or 128, dividing both",
             do="choose another group, or fewer experts",
         )
-    made = MoE(layer.width, config.model_copy(update={"group": group}))
+    made = MoE(layer.width, config.model_copy(update={"group": group})).to(layer.router.weight.device, layer.router.weight.dtype)
     experts = layer.experts
     assert isinstance(experts, Experts)
     state = {key: value for key, value in layer.state_dict().items() if key not in ("experts.up", "experts.down")}
-    made.load_state_dict(state, strict=False)
+    missing, unexpected = made.load_state_dict(state, strict=False)
+    assert set(missing) == {"experts.up", "experts.down"} and not unexpected, (missing, unexpected)
     for number in range(config.experts):
         made.experts.fill(number, codes(experts.up[number], group), codes(experts.down[number], group))  # type: ignore[operator]
     return made.train(layer.training)
@@ -51,11 +52,12 @@ def _quantized(name: str, layer: MoE, group: int) -> MoE:
 
 def codes(weight: torch.Tensor, group: int) -> Codes:
     """Weights [rows, columns] in codes of 4 bits: the range that loses least is searched, then rounded to half precision before the codes are chosen."""
+    weight = weight.detach().float().cpu()
     quant = LayerQuant(precision="w4a16", group=group, symmetric=False)  # type: ignore[arg-type]
     scales = weight_scales(weight, quant)
     assert scales.zero is not None
     scale = torch.from_numpy(scales.weight).half()
     offset = (-torch.from_numpy(scales.zero).float() * scale.float()).half()
     wide = scale.float().clamp_min(torch.finfo(torch.float16).tiny)[..., None]
-    found = ((grouped(weight.float(), group) - offset.float()[..., None]) / wide).round().clamp(0, 15)
+    found = ((grouped(weight, group) - offset.float()[..., None]) / wide).round().clamp(0, 15)
     return Codes(found.to(torch.uint8).flatten(1), scale, offset)

@@ -30,6 +30,7 @@ from lissome.data.tokens import open_tokenizer
 from lissome.nn.load import as_model, finished, load_model, save_model
 from lissome.nn.moe.in_models import FIELD, put_experts
 from lissome.nn.moe.layer import MoE
+from lissome.nn.moe.packed import PackedExperts
 from lissome.train.batches import Batches
 
 RECORD = "split.json"
@@ -73,7 +74,7 @@ def split_experts(model: Model | nn.Module, batches: Iterable[Any], config: Spli
     layers: dict[str, MoE] = {}
     fits = []
     for name, dense in networks.items():
-        layers[name], fit = split(name, dense, inputs.pop(name), config)
+        layers[name], fit = split(name, dense, *inputs.pop(name), config)
         fits.append(fit)
         progress.step(1, f"{name}: {fit.router:.2f} off")
     module = put_experts(copy.deepcopy(start.module), layers)
@@ -84,7 +85,7 @@ def split_experts(model: Model | nn.Module, batches: Iterable[Any], config: Spli
     made = finished(module, architecture, start.ref, start.directory)
     whole = sum(dense.neurons for dense in networks.values())
     read = sum(layer.config.active * layer.config.neurons + layer.config.shared for layer in layers.values()) / whole
-    return made, Split("", tuple(fits), read, (_parameters(start.module), _parameters(put_experts(module, {}))), made.fingerprint)
+    return made, Split("", tuple(fits), read, (_parameters(start.module), _parameters(module)), made.fingerprint)
 
 
 def split_to(out: Path, model: str, config: SplitConfig, task: str | None = None, progress: Progress | None = None) -> Split:
@@ -114,18 +115,24 @@ def calibration(model: Model, task: str | None, progress: Progress) -> Iterable[
     if model.directory is None or not (model.directory / "tokenizer.json").is_file():
         raise BadInput("there is nothing to calibrate on: the model has no tokenizer, and no task was given", where=model.ref, do="give --task TASK")
     tokenizer, _ = open_tokenizer(model.directory, model.ref)
-    windows = domain_windows(domain_texts(progress=progress), tokenizer, LENGTH, WINDOWS)
+    windows = domain_windows(domain_texts(progress=progress, half="even"), tokenizer, LENGTH, WINDOWS)
     return [{"input_ids": torch.from_numpy(one)[None]} for every in zip(*windows.values(), strict=False) for one in every]
 
 
 @torch.no_grad()
-def inputs_of(module: nn.Module, names: list[str], batches: Iterable[Any], tokens: int) -> dict[str, torch.Tensor]:
-    """What goes into the modules `names` on `batches`: about `tokens` rows [n, width] each, evenly from all batches that are read."""
+def inputs_of(module: nn.Module, names: list[str], batches: Iterable[Any], tokens: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What goes into the modules `names` on `batches`: rows [n, width] to fit on and rows held out, about 3/4 and 1/4 of `tokens`, drawn from all batches read.
+
+    Whole batches are held out, as tokens of one text hang together; of a single batch, its last quarter of rows. Padding (attention_mask 0) is left out.
+    """
     held: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    mask: list[torch.Tensor | None] = [None]
 
     def keep(name: str) -> Any:
         def hook(_: Any, given: tuple[torch.Tensor, ...]) -> None:
-            held[name].append(given[0].detach().flatten(0, -2))
+            rows = given[0].detach().flatten(0, -2)
+            real = mask[0]
+            held[name].append(rows if real is None or real.numel() != len(rows) else rows[real.flatten().to(rows.device)])
 
         return hook
 
@@ -133,6 +140,8 @@ def inputs_of(module: nn.Module, names: list[str], batches: Iterable[Any], token
     was, module_eval = module.training, module.eval()
     try:
         for batch in itertools.islice(batches, 256):
+            told = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            mask[0] = None if told is None else torch.as_tensor(told).bool()
             forward(module_eval, batch)
             if sum(map(len, held[names[0]])) >= 2 * tokens:
                 break
@@ -140,9 +149,21 @@ def inputs_of(module: nn.Module, names: list[str], batches: Iterable[Any], token
         module.train(was)
         for handle in handles:
             handle.remove()
-    if not held[names[0]]:
+    if sum(map(len, held[names[0]])) < 2:
         raise BadInput("there is no calibration data: no batch reached the feed-forward networks", expected="at least one batch that the model takes")
-    return {name: _some(torch.cat(rows), tokens) for name, rows in held.items()}
+    return {name: _parted(rows, tokens) for name, rows in held.items()}
+
+
+def _parted(batches: list[torch.Tensor], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows to fit on and rows held out, drawn the same for every module."""
+    if len(batches) == 1:
+        batches = list(batches[0].tensor_split([max(1, 3 * len(batches[0]) // 4)]))
+        order = [1, 0]
+    else:
+        order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist()
+    out = max(1, len(batches) // 4)
+    fitted, left = (torch.cat([batches[at] for at in some]) for some in (order[out:], order[:out]))
+    return _some(fitted, 3 * tokens // 4), _some(left, tokens // 4)
 
 
 def _some(rows: torch.Tensor, most: int) -> torch.Tensor:
@@ -152,5 +173,6 @@ def _some(rows: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def _parameters(module: nn.Module) -> int:
-    weights: Mapping[str, torch.Tensor] = dict(module.named_parameters())
-    return sum(weight.numel() for weight in weights.values())
+    """Weights of a module, those that are held as codes among them."""
+    packed = (one.weights for one in module.modules() if isinstance(one, PackedExperts))
+    return sum(weight.numel() for weight in module.parameters()) + sum(packed)

@@ -14,40 +14,45 @@ from lissome.nn.moe.config import MoEConfig
 from lissome.nn.moe.experts import Experts, FeedForward
 from lissome.nn.moe.layer import MoE
 
+MOST = 2**27
+"""Numbers of all experts' outputs that are held at once."""
+
 
 @dataclass(frozen=True)
 class Fit:
-    """How close a layer of experts comes to its dense network: |difference| / |dense output| over calibration tokens that the router was not fitted on.
+    """How close a layer of experts comes to its dense network: |difference| / |dense output| over calibration texts that nothing was fitted on.
 
-    router: with the experts it chooses; oracle: with those whose outputs are largest, which only the dense network knows; random: with any.
-    agreement: share of the oracle's experts that the router chose. scale: by which their sum is multiplied.
+    router: with the experts it chooses; largest: with those whose outputs are largest, which only the dense network knows; random: with any.
+    agreement: share of the experts with the largest outputs that the router chose. scale: by which the experts' sum is multiplied.
     """
 
     name: str
     router: float
-    oracle: float
+    largest: float
     random: float
     agreement: float
     scale: float
 
 
 @torch.no_grad()
-def split(name: str, dense: Dense, x: torch.Tensor, config: SplitConfig) -> tuple[MoE, Fit]:
-    """The layer of experts that stands for `dense`, with its router; x: calibration inputs [n, width], three quarters of which are for fitting."""
+def split(name: str, dense: Dense, x: torch.Tensor, held_out: torch.Tensor, config: SplitConfig) -> tuple[MoE, Fit]:
+    """The layer of experts that stands for `dense`, with its router; x, held_out: calibration inputs [n, width] to fit on and to judge by, in any order."""
     parts, always = clusters(dense, dense.values(x), config)
     layer = layer_of(dense, parts, always, config)
-    norms = expert_norms(layer, x)
-    fitted = max(1, 3 * len(x) // 4)
-    weight, offset = ridge(x[:fitted], norms[:fitted], config.ridge)
+    some = max(1, MOST // (config.experts * dense.width))
+    outputs = expert_outputs(layer, x[:some])
+    norms = [outputs.norm(dim=-1), *(expert_outputs(layer, rows).norm(dim=-1) for rows in torch.split(x[some:], some))]
+    weight, offset = ridge(x, torch.cat(norms), config.ridge)
     layer.router.weight.copy_(weight)
     assert layer.router.offset is not None
     layer.router.offset.copy_(offset)
     if config.rescale and config.active < config.experts:
-        chosen, whole = _sums(layer, x[:fitted], layer.router(x[:fitted]).index), _sums(layer, x[:fitted], None)
+        chosen, whole = _sums(outputs, layer.router(x[:some]).index), outputs.sum(1)
         scale = float((chosen * whole).sum() / chosen.square().sum().clamp_min(1e-30))
         if scale > 0:
             layer.config = layer.router.config = layer.config.model_copy(update={"scale": scale})
-    return layer, _fit(name, layer, x[fitted:] if fitted < len(x) else x, norms[fitted:] if fitted < len(x) else norms)
+    del outputs
+    return layer, _fit(name, layer, held_out[:some])
 
 
 @torch.no_grad()
@@ -86,11 +91,10 @@ def _give(up: torch.Tensor, down: torch.Tensor, bias: torch.Tensor | None, dense
         bias.copy_(torch.cat([one.weight.new_zeros(len(part)) if one.bias is None else one.bias[part] for one in rows]))
 
 
-def expert_norms(layer: MoE, x: torch.Tensor) -> torch.Tensor:
-    """Length of what each expert gives for each token [n, experts]."""
+def expert_outputs(layer: MoE, x: torch.Tensor) -> torch.Tensor:
+    """What each routed expert gives for each token [n, experts, width], unscaled."""
     one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-    every = [layer.experts(x, torch.full((len(x), 1), number, device=x.device), one).norm(dim=1) for number in range(layer.config.experts)]
-    return torch.stack(every, 1)
+    return torch.stack([layer.experts(x, torch.full((len(x), 1), number, device=x.device), one) for number in range(layer.config.experts)], 1)
 
 
 def ridge(x: torch.Tensor, targets: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,21 +109,20 @@ def ridge(x: torch.Tensor, targets: torch.Tensor, strength: float) -> tuple[torc
     return weight, centre / unit - weight @ middle
 
 
-def _sums(layer: MoE, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    """What the routed experts `index` [n, k] give together, unscaled; None: all."""
-    index = torch.arange(layer.config.experts, device=x.device).expand(len(x), -1) if index is None else index
-    found: torch.Tensor = layer.experts(x, index, torch.ones_like(index, dtype=x.dtype))
-    return found
+def _sums(outputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """What the experts `index` [n, k] give together; outputs: [n, experts, width]."""
+    return torch.take_along_dim(outputs, index[..., None], 1).sum(1)
 
 
-def _fit(name: str, layer: MoE, x: torch.Tensor, norms: torch.Tensor) -> Fit:
-    config, whole = layer.config, _sums(layer, x, None)
+def _fit(name: str, layer: MoE, x: torch.Tensor) -> Fit:
+    config, outputs = layer.config, expert_outputs(layer, x)
+    whole = outputs.sum(1)
     always = layer.shared(x) if isinstance(layer.shared, nn.Module) else 0
     size = (whole + always).norm().clamp_min(1e-30)
     chosen = layer.router(x).index
-    best = norms.sort(dim=1, descending=True, stable=True).indices[:, : config.active]
+    best = outputs.norm(dim=-1).sort(dim=1, descending=True, stable=True).indices[:, : config.active]
     generator = torch.Generator().manual_seed(0)
     anyone = torch.stack([torch.randperm(config.experts, generator=generator)[: config.active] for _ in range(len(x))]).to(x.device)
-    router, oracle, chance = (float((config.scale * _sums(layer, x, index) - whole).norm() / size) for index in (chosen, best, anyone))
+    router, largest, chance = (float((config.scale * _sums(outputs, index) - whole).norm() / size) for index in (chosen, best, anyone))
     agreement = float((chosen[:, :, None] == best[:, None]).any(-1).double().mean())
-    return Fit(name, router, oracle, chance, agreement, config.scale)
+    return Fit(name, router, largest, chance, agreement, config.scale)

@@ -35,6 +35,11 @@ class PackedExperts(nn.Module):
             self.register_buffer(name, torch.zeros(config.experts, packed_bytes(height, columns, BITS, config.group), dtype=torch.uint8))
         self.up_bias = nn.Parameter(torch.zeros(config.experts, rows)) if config.biases else None
 
+    @property
+    def weights(self) -> int:
+        """How many weights the codes stand for."""
+        return self.num_experts * sum(rows * columns for rows, columns in self.shapes.values())
+
     def fill(self, number: int, up: Codes, down: Codes) -> None:
         """Give an expert its weights."""
         self.up[number], self.down[number] = pack(up).data, pack(down).data
