@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 
 from lissome.core.errors import BadTensor
+from lissome.nn.fingerprint import fingerprint
 from lissome.nn.moe import reference
 from lissome.nn.moe.config import MoEConfig
 from lissome.nn.moe.dispatch import dispatch
@@ -151,3 +152,16 @@ def test_choices_must_fit_the_tokens():
 def test_a_choice_of_nobody_adds_nothing():
     out = dispatch(torch.ones(2, 3), torch.tensor([[0, 4], [4, 4]]), torch.ones(2, 2), 4, lambda _, rows: rows * 2)
     assert out.tolist() == [[2, 2, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("change", [{"active": 3}, {"scale": 1.5}, {"scores": "sigmoid"}, {"weights": "ones"}, {"activation": "gelu"}])
+def test_settings_that_weights_do_not_show_are_in_the_fingerprint(change):
+    torch.manual_seed(0)
+    one = MoE(8, MoEConfig(experts=4, active=2, neurons=4))
+    other = MoE(8, MoEConfig(**{"experts": 4, "active": 2, "neurons": 4, **change}))
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(5, 8)
+    assert not torch.equal(one(x), other(x)) and fingerprint(one) != fingerprint(other)
+    again = MoE(8, one.config)
+    again.load_state_dict(one.state_dict())
+    assert fingerprint(again) == fingerprint(one)

@@ -32,7 +32,7 @@ def rebalance(module: nn.Module) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(load)
         if layer.config.balance == "bias" and bool(load.any()):
-            layer.router.bias += layer.config.rate * torch.sign(load.mean() - load).to(layer.router.bias.dtype)
+            layer.router.bias += layer.config.rate * torch.sign(load.double().mean() - load).to(layer.router.bias.dtype)
         load.zero_()
 
 

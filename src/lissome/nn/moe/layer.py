@@ -26,7 +26,7 @@ class MoE(nn.Module):
         self.experts: nn.Module = PackedExperts(width, config) if config.group else Experts(width, config)
         self.shared = FeedForward(width, config.shared, config) if config.shared else None
         self.down_bias = nn.Parameter(torch.zeros(width)) if config.biases else None
-        self.register_buffer("load", torch.zeros(config.experts), persistent=False)
+        self.register_buffer("load", torch.zeros(config.experts, dtype=torch.int64), persistent=False)  # half precision cannot count past 2048
         self.auxiliary: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ class MoE(nn.Module):
         routing = self.router(flat)
         if self.training:
             with torch.no_grad():
-                self.load += torch.bincount(routing.index.flatten(), minlength=self.config.experts).to(self.load.dtype)
+                self.load += torch.bincount(routing.index.flatten(), minlength=self.config.experts)
             wanted = self.config.balance == "switch" and self.config.strength and torch.is_grad_enabled()
             self.auxiliary = self.config.strength * switch_loss(routing.scores, routing.index) if wanted else None
         out: torch.Tensor = self.experts(flat, routing.index, routing.weight)
@@ -44,3 +44,8 @@ class MoE(nn.Module):
         if self.down_bias is not None:
             out = out + self.down_bias
         return out.view_as(x)
+
+    def extra_repr(self) -> str:
+        """What the weights do not show."""
+        config = self.config
+        return f"active={config.active}, activation={config.activation}, gated={config.gated}, balance={config.balance}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,20 @@ class Router(nn.Module):
             offset = None if self.offset is None else self.offset.to(kind)
             logits = functional.linear(x.to(kind), self.weight.to(kind), offset)
             return choose(logits, self.bias, self.config)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """Moves and casts; the bias stays in float32 at least, as a step of `rate` would be lost in half precision."""
+        before = self.bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        wide = torch.promote_types(self.bias.dtype, torch.float32)
+        if self.bias.dtype != wide:
+            self.bias = (self.bias if before.is_meta else before).to(self.bias.device, wide)
+        return self
+
+    def extra_repr(self) -> str:
+        """What the weights do not show."""
+        config = self.config
+        return f"active={config.active}, scores={config.scores}, weights={config.weights}, scale={config.scale!r}"
 
 
 def choose(logits: torch.Tensor, bias: torch.Tensor, config: MoEConfig) -> Routing:
