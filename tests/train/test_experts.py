@@ -1,14 +1,18 @@
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
-from lissome.nn.moe.balance import balancing_loss, rebalance
+from lissome.core.cache import Cache
+from lissome.nn.moe.balance import balancing_loss, layers_of, rebalance
 from lissome.nn.moe.config import MoEConfig
 from lissome.nn.moe.layer import MoE
 from lissome.nn.moe.router import switch_loss
-from lissome.train.config import TrainConfig
+from lissome.train.config import FinetuneConfig, TrainConfig
 from lissome.train.experts import Balance, balanced
+from lissome.train.finetune import finetune
 from lissome.train.loop import train
+from tests.train.test_finetune_language import TASK, llama
 
 
 def skewed(balance: str) -> nn.Module:
@@ -77,5 +81,43 @@ def test_biases_move_against_the_load_and_have_no_gradient():
     load = layer.load.clone()
     assert load.sum() == 128
     rebalance(model)
-    assert torch.equal(layer.router.bias, 0.005 * torch.sign(load.mean() - load)) and not layer.load.any()
+    assert torch.equal(layer.router.bias, 0.005 * torch.sign(load.float().mean() - load)) and not layer.load.any()
     assert not layer.router.bias.requires_grad and "0.router.bias" in model.state_dict()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_balancing_goes_on_in_half_precision(kind):
+    """A count past 2048 and a step of the rate are both too fine for half precision."""
+    model = skewed("bias").train().to(kind)
+    layer = model[0]
+    assert layer.load.dtype == torch.int64 and layer.router.bias.dtype == torch.float32 and layer.router.weight.dtype == kind
+    layer.router.bias += 8
+    for _ in range(40):
+        layer.load += torch.arange(8) + 5000
+        rebalance(model)
+    assert_close(layer.router.bias, 8 + 0.2 * torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1]), rtol=0, atol=1e-4)
+    kept = layer.router.bias.clone()
+    assert torch.equal(model.float()[0].router.bias, kept) and torch.equal(model.half()[0].router.bias, kept)
+
+
+def test_a_layer_may_be_made_without_memory():
+    with torch.device("meta"):
+        layer = MoE(8, MoEConfig(experts=4, active=2, neurons=8))
+    made = layer.half().to_empty(device="cpu")
+    assert made.router.bias.dtype == torch.float32 and made.router.weight.dtype == torch.float16
+
+
+def test_fine_tuning_keeps_a_split_model_even(tmp_path, monkeypatch):
+    """The biases move in `finetune` itself, and are in what it writes; a model without experts has neither callback nor another key in the cache."""
+    from lissome.compress.experts import SplitConfig, split_experts
+
+    seen = []
+    monkeypatch.setattr(Balance, "on_end", lambda self, run: seen.append(len(self.loads)))
+    model, config = llama(), FinetuneConfig(train=TrainConfig(steps=6, lr=1e-2, precision="fp32"), size=20)
+    batch = {"input_ids": torch.randint(16, (8, 16), generator=torch.Generator().manual_seed(0))}
+    made, _ = split_experts(model, [batch], SplitConfig(experts=4, active=1))
+    trained = finetune(made, TASK, config, Cache(tmp_path))
+    (layer,) = layers_of(trained.module)
+    assert seen == [6] and layer.router.bias.abs().sum() > 0 and layer.config.experts == 4
+    finetune(model, TASK, config, Cache(tmp_path))
+    assert seen == [6]

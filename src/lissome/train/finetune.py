@@ -26,10 +26,12 @@ from lissome.data import load_task
 from lissome.nn.call import call
 from lissome.nn.likelihood import IGNORED, token_log_likelihoods
 from lissome.nn.load import finished, load_model, save_model
+from lissome.nn.moe.balance import layers_of
 from lissome.train.adaptive import AdaptivePrecision
 from lissome.train.batches import LABELS, Batches
 from lissome.train.callbacks import KeepBest
 from lissome.train.config import FinetuneConfig
+from lissome.train.experts import Balance, balanced
 from lissome.train.loop import train
 
 VERSION = 2
@@ -47,7 +49,8 @@ def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | No
     """
     cache, progress = cache or Cache(), progress or Silent()
     unused: dict[str, Any] = {"train": {"checkpoint_every"}} | ({} if config.adaptive else {"adaptive": True})
-    key = digest("finetune", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude=unused))
+    kept_even = ["balanced experts"] if _has_experts(model.module) else []
+    key = digest("finetune", VERSION, model.fingerprint, task.fingerprint, config.model_dump(exclude=unused), *kept_even)
     return trained_once(cache, "finetune", key, model, lambda empty, checkpoints: _make(model, task, config, empty, checkpoints, progress))
 
 
@@ -185,6 +188,10 @@ def language_loss() -> Any:
     return loss
 
 
+def _has_experts(module: nn.Module) -> bool:
+    return next(layers_of(module), None) is not None
+
+
 def _inputs(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: value.to(device) for name, value in batch.items() if name != LABELS}
 
@@ -195,14 +202,16 @@ def _make(model: Model, task: Task, config: FinetuneConfig, empty: Path, checkpo
     module = copy.deepcopy(model.module)
     _check_head(module, task, batches, model.ref)
     best = KeepBest(lambda trained: score_of(trained, task), every=config.evaluate_every, patience=config.patience)
+    loss = language_loss() if task.kind == LANGUAGE else classification_loss(config.label_smoothing)
+    balance = [Balance()] if _has_experts(module) else []  # before `best`, which keeps the biases too
     with _frozen(module, config), dropout(module, config.dropout):
         adaptive = AdaptivePrecision(module, config.adaptive) if config.adaptive else None
         result = train(
             module,
             batches,
-            language_loss() if task.kind == LANGUAGE else classification_loss(config.label_smoothing),
+            balanced(loss) if balance else loss,
             config.train if adaptive is None else config.train.model_copy(update={"precision": "fp32"}),
-            callbacks=[adaptive, best] if adaptive else [best],
+            callbacks=[*balance, *([adaptive] if adaptive else []), best],
             resume=checkpoints,
             progress=progress,
             groups=lambda trained: layer_groups(trained, config),

@@ -1,8 +1,9 @@
 """Parts of models by name. A part is any module; one line makes it known:
 
-    register("ffn", "experts", "lissome.nn.moe.layer:Experts")   # or the class itself
+    register("ffn", "wide", "my_package.parts:Wide")   # or the class itself
 
-What its constructor takes beside what the model gives it (`GIVEN`) are its options in a config, checked by their annotations.
+What its constructor takes beside what the model gives it (`GIVEN`) are its options in a config, checked by their annotations; or by the Config that it has
+as its attribute `form`, whose fields it takes by name.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _KINDS: dict[str, dict[str, Maker]] = {
         "dense": "lissome.nn.models.ffn:Dense",
         "gated": "lissome.nn.models.ffn:Gated",
         "relu2": "lissome.nn.models.ffn:ReluSquared",
+        "experts": "lissome.nn.moe.as_part:ExpertsPart",
     },
     "norm": {
         "rms": "lissome.nn.models.norms:rms",
@@ -108,6 +110,9 @@ def make(role: str, part: Part, where: str, **given: Any) -> nn.Module:
 def schema(role: str, kind: str) -> type[Config]:
     """The options of a kind as a config of their own."""
     maker: Any = maker_of(role, kind)
+    form: type[Config] | None = getattr(maker, "form", None)
+    if form is not None:
+        return form
     hints = typing.get_type_hints(maker.__init__ if isinstance(maker, type) else maker, include_extras=True)  # type: ignore[misc]
     parameters = inspect.signature(maker).parameters.values()
     options = [one for one in parameters if one.name not in GIVEN and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
@@ -142,7 +147,7 @@ def _complaint(role: str, kind: str, form: type[Config], error: pydantic.Validat
         return f'the {role} "{kind}" has no option "{name}".{closest(name, list(form.model_fields))} It has {", ".join(form.model_fields) or "none"}'
     if first["type"] == "missing":
         return f'the {role} "{kind}" needs the option "{name}"'
-    return f'the {role} "{kind}": {name}: {first["msg"].removeprefix("Value error, ")}'
+    return f'the {role} "{kind}": {f"{name}: " if name else ""}{first["msg"].removeprefix("Value error, ")}'
 
 
 def maker_of(role: str, kind: str) -> Callable[..., nn.Module]:

@@ -9,6 +9,7 @@ import pydantic
 from torch import nn
 
 from lissome.core.errors import BadModel
+from lissome.nn.models.assembly import ModularModel
 from lissome.nn.moe.config import MoEConfig
 from lissome.nn.moe.layer import MoE
 
@@ -17,7 +18,12 @@ FIELD = "lissome_experts"
 
 
 def put_experts(model: nn.Module, layers: Mapping[str, MoE]) -> nn.Module:
-    """Put layers of experts in the places of the modules of those names, in place, and note it in the model's configuration where it has one."""
+    """Put layers of experts in the places of the modules of those names, in place, and note it in the model's configuration where it has one.
+
+    Raises BadModel for a model that is put together from parts: its config names them.
+    """
+    if isinstance(model, ModularModel):
+        raise BadModel("a model of parts names its experts as a part", do='swap(model, "ffn", {"kind": "experts", "neurons": 256})')
     for name, layer in layers.items():
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, layer)
