@@ -2,25 +2,29 @@
 
     python benchmarks/experts.py [--json] [--write docs/experts.md] [--steps 240] [--seeds 0 1 2] [--width 1024] [--layers 8] [--rounds 15] [--out FOLDER]
 
-Decoding: a Llama whose feed-forward networks have 16 x `--width` neurons, and one with as many in 16 experts of which a token takes 2, both in float32 with
-random weights, one token a step after a short prompt, interleaved. Bytes: of the weights that a step reads, counted from the experts chosen, and the pages that
-the kernel saw referenced (Linux, /proc/self/clear_refs). The same for the feed-forward network alone, with weights of 4 bits.
+Decoding: a Llama whose feed-forward networks have 16 x `--width` neurons, and one with as many in 16 experts of which a token takes 2, with random weights, one
+token a step after a short prompt, interleaved: by lissome's decoder in float32 and with codes of 4 bits, and by transformers in float32. Bytes: of the weights
+that a step reads, counted from the experts chosen, and the pages that the kernel saw referenced (Linux, /proc/self/clear_refs). The same for the feed-forward
+network alone, with weights of 4 bits. Needs about 8 GB of memory at `--width` 1024 and `--layers` 8.
 Quality: Llamas of `--small` width learn the texts of four domains, equal steps, batches and seeds: dense ones with as many neurons as a token's experts have
 (and as many more as the router has weights), and experts balanced by biases or by the Switch loss. The loss is that of held-out documents. What was learned is
 kept, so that a run that was stopped goes on. --out keeps the first seed's model with experts as a folder for `lissome experts`.
 
-JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "decode": [{"name": "decoder, fp32" | "network, 4 bits",
-"dense_ms": float, "experts_ms": float, "speedup": figure, "dense_mb": float, "experts_mb": float, "saved": percent, "referenced": [MB, MB] or null}],
+JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "decode": [{"name": "decoder, fp32" |
+"decoder, 4 bits" | "transformers, fp32" | "network, 4 bits", "dense_ms": float, "experts_ms": float, "speedup": figure, "dense_mb": float, "experts_mb": float,
+"saved": percent, "referenced": [MB, MB] or null}],
 "quality": {"tokens": int, "rows": [{"name": "dense" | "bias" | "switch", "active": int, "total": int, "loss": figure, "seconds": float, "imbalance": float or
 null}], "worse": figure, "imbalance": figure, "specialisation": {"bits", "chance", "p", "layer"}}} with figure = {"value", "low", "high"}. speedup: dense over
 experts in the same round, median with its interval at 95 %. loss: nats a token, mean over seeds, lowest and highest. worse: loss of `bias` less that of dense,
 same seed, mean, lowest and highest. imbalance: max over mean of the experts' load over the last tenth of the steps, of the worst layer, worst seed last.
+specialisation: of the first seed's layer furthest from chance; chance: the bits that permuted windows give on average; p: allows for all layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +41,13 @@ from lissome.core.statistics import median_interval
 from lissome.data.domains import domain_texts, domain_windows
 from lissome.data.packing import pack, token_ids
 from lissome.data.vocabulary import END, tokenizer_for
+from lissome.kernels.decoder.ffn import Experts as Routing
+from lissome.kernels.decoder.ffn import Ffn
+from lissome.kernels.decoder.native import Decoder, Layer, Pool, Weights
+from lissome.kernels.decoder.packed import Codes
+from lissome.kernels.decoder.packed import pack as laid_out
 from lissome.machine.identity import identify
+from lissome.nn.decoder.weights import from_llama
 from lissome.nn.load import as_model, save_model
 from lissome.nn.moe.balance import layers_of
 from lissome.nn.moe.config import MoEConfig
@@ -90,6 +100,50 @@ def stepping(model: Any) -> Callable[[], None]:
     return step
 
 
+def decoder_weights(given: argparse.Namespace, bits: int, experts: int) -> Weights:
+    """A decoder of lissome's with random weights, EXPERTS * width neurons a layer: in one dense network, or in so many experts."""
+    width, draw = given.width, torch.Generator().manual_seed(0)
+
+    def drawn(rows: int, columns: int) -> torch.Tensor | Codes:
+        if bits == 32:
+            return torch.randn(rows, columns, generator=draw) * 0.02
+        scale = torch.full((rows, columns // 32), 0.004, dtype=torch.float16)
+        return Codes(torch.randint(16, (rows, columns), dtype=torch.uint8, generator=draw), scale, -8 * scale)
+
+    trunk = from_llama(llama(width, given.layers, 32, ALPHABET), lambda _, weight: weight if bits == 32 else drawn(*weight.shape))
+    neurons = EXPERTS * width // max(1, experts)
+    ffn = Ffn("experts", experts=Routing(experts, ACTIVE)) if experts else Ffn()
+
+    def layer(one: Layer) -> Layer:
+        matrices = {name: matrix for name, matrix in one.matrices.items() if name in ("q", "k", "v", "o")}
+        for name in ffn.names():
+            shape = (experts, width) if name == "router" else (width, neurons) if name.endswith("down") else (neurons, width)
+            matrices[name] = laid_out(torch.randn(shape, generator=draw) if name == "router" else drawn(*shape))
+        return dataclasses.replace(one, matrices=matrices, ffn=ffn)
+
+    return dataclasses.replace(trunk, layers=[layer(one) for one in trunk.layers])
+
+
+def stepping_here(weights: Weights) -> Callable[[], None]:
+    """As `stepping`, by lissome's decoder."""
+    decoder = Decoder(weights, 1, 2 * PROMPT, Pool(torch.get_num_threads()))
+    prompt = torch.randint(VOCABULARY, (PROMPT,), generator=torch.Generator().manual_seed(0))
+    decoder.step(prompt, torch.zeros(PROMPT), torch.arange(PROMPT), torch.tensor([PROMPT - 1]))
+    state = {"token": 0}
+
+    def step() -> None:
+        state["token"] = (state["token"] + 997) % VOCABULARY
+        decoder.step(torch.tensor([state["token"]]), torch.zeros(1), torch.tensor([PROMPT]), torch.zeros(1))
+
+    return step
+
+
+def read_here_mb(weights: Weights) -> float:
+    """Megabytes that a token reads of a decoder of lissome's: every matrix once (the head is the embedding), of experts the ACTIVE that it takes."""
+    every = [(name, matrix.data.numel()) for layer in weights.layers for name, matrix in layer.matrices.items()]
+    return (weights.head.data.numel() + sum(size * (ACTIVE / EXPERTS if name.startswith("experts.") else 1) for name, size in every)) / 1e6
+
+
 def read_mb(model: Any, step: Callable[[], None]) -> float:
     """Megabytes of weights that a step reads: all but experts that were not chosen and the rows of the embedding (tied, so the head reads them)."""
     total = float(sum(one.numel() * one.element_size() for one in model.parameters()))
@@ -120,8 +174,14 @@ def decoding(given: argparse.Namespace, progress: Progress) -> list[Document]:
     models = {"dense": llama(width, given.layers, neurons, ALPHABET).eval()}
     models["experts"] = with_experts(llama(width, given.layers, 8, ALPHABET), width, experts).eval()
     with torch.no_grad():
-        rows = [compared("decoder, fp32", models, {name: stepping(one) for name, one in models.items()}, given.rounds, progress)]
-    del models
+        works = {name: stepping(one) for name, one in models.items()}
+        rows = [compared("transformers, fp32", {name: read_mb(one, works[name]) for name, one in models.items()}, works, given.rounds, progress)]
+    del models, works
+    for name, bits in (("decoder, fp32", 32), ("decoder, 4 bits", 4)):
+        weights = {way: decoder_weights(given, bits, count) for way, count in (("dense", 0), ("experts", EXPERTS))}
+        megabytes = {way: read_here_mb(one) for way, one in weights.items()}
+        rows.append(compared(name, megabytes, {way: stepping_here(one) for way, one in weights.items()}, given.rounds, progress))
+        del weights
     layers = {"dense": MoEConfig(experts=1, active=1, neurons=neurons), "experts": experts}
     networks = {name: quantize_experts(torch.nn.ModuleList([MoE(width, config)])).eval() for name, config in layers.items()}
     generator = torch.Generator().manual_seed(0)
@@ -133,15 +193,16 @@ def decoding(given: argparse.Namespace, progress: Progress) -> list[Document]:
 
         return work
 
-    return [*rows, compared("network, 4 bits", networks, {name: once(one) for name, one in networks.items()}, 4 * given.rounds, progress)]
+    calls = {name: once(one) for name, one in networks.items()}
+    megabytes = {name: read_mb(one, calls[name]) for name, one in networks.items()}
+    return [*rows, compared("network, 4 bits", megabytes, calls, 4 * given.rounds, progress)]
 
 
-def compared(name: str, models: dict[str, Any], works: dict[str, Callable[[], None]], rounds: int, progress: Progress) -> Document:
+def compared(name: str, megabytes: dict[str, float], works: dict[str, Callable[[], None]], rounds: int, progress: Progress) -> Document:
     """A row of the decoding table."""
     progress.stage(name, rounds + 1)
     times = timed(works, rounds, progress)
     value, low, high = median_interval([a / b for a, b in zip(times["dense"], times["experts"], strict=True)])
-    megabytes = {way: read_mb(models[way], works[way]) for way in works}
     seen = [referenced_mb(works[way]) for way in ("dense", "experts")]
     return {
         "name": name,
@@ -221,7 +282,7 @@ def initialised(model: Any) -> Any:
 def learned(given: argparse.Namespace, texts: Texts, way: str, seed: int, cache: Cache, progress: Progress) -> Document:
     """One model trained and tested, from the cache after the first time."""
     shaping = {name: getattr(given, name) for name in ("steps", "small", "lr", "rate")}
-    key = digest("experts-2", texts.fingerprint, way, seed, shaping, torch.__version__)
+    key = digest("experts-3", texts.fingerprint, way, seed, shaping, torch.__version__)
     kept: Document | None = cache.get("experts-results", key)
     if kept is not None and not (given.out and way == "bias" and seed == given.seeds[0]):
         return kept
@@ -238,8 +299,9 @@ def learned(given: argparse.Namespace, texts: Texts, way: str, seed: int, cache:
     found["imbalance"] = result.metrics.get("imbalance")
     if way == "bias" and seed == given.seeds[0]:
         windows = domain_windows(texts.held_out, texts.tokenizer, LENGTH, 32)
-        best = max(expert_use(model, windows).layers, key=lambda one: one.dependence.bits)
-        found["specialisation"] = {"layer": best.name, "bits": best.dependence.bits, "chance": best.dependence.chance, "p": best.dependence.p_value}
+        best = expert_use(model, windows).strongest
+        test = best.dependence
+        found["specialisation"] = {"layer": best.name, "bits": test.bits, "chance": test.mean_chance, "p": test.p_family}
         if given.out:
             save_model(as_model(model), given.out)
             texts.tokenizer.save(str(given.out / "tokenizer.json"))
@@ -293,7 +355,8 @@ def table(document: Document) -> str:
         lines.append(f"{held['tokens']:,} tokens each; loss of the experts less that of the dense model, same seed: {spread(held['worse'], 3)}.")
         special = held["specialisation"]
         if special:
-            lines.append(f"Most specialised layer: {special['bits']:.3f} bits about the domain, {special['chance']:.3f} by chance, p = {special['p']:.3g}.")
+            chance = f"{special['chance']:.3f} by chance, p = {special['p']:.3g} over all layers"
+            lines.append(f"Layer furthest from chance: {special['bits']:.3f} bits about the domain, {chance}.")
         lines.append("")
     return "\n".join([*lines, made_on(document)])
 
