@@ -25,8 +25,7 @@ def fingerprint(module: nn.Module) -> str:
     total, seen = hashlib.sha256(f"{type(module).__qualname__}{module!r}".encode()), set()
     for source in _sources(module):
         total.update(source.encode())
-    if hasattr(getattr(module, "config", None), "to_json_string"):
-        config: Any = module.config
+    for config in _configs(module):
         total.update(json.dumps(_behaviour(json.loads(config.to_json_string(use_diff=False))), sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -62,6 +61,18 @@ def _sources(module: nn.Module) -> list[str]:
         except (OSError, TypeError):  # typed into an interpreter, or compiled
             found.append(f"{kind.__module__}.{kind.__qualname__}")
     return found
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    """The module's transformers config, which holds those of its parts; of a module without one, those of the models in it."""
+    found: dict[int, Any] = {}
+    for layer in module.modules():
+        config: Any = getattr(layer, "config", None)
+        if hasattr(config, "to_json_string"):
+            found.setdefault(id(config), config)
+            if layer is module:
+                break
+    return list(found.values())
 
 
 def _behaviour(config: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from lissome.core.cache import disk_errors
 from lissome.core.errors import BadModel, Unreachable, closest
-from lissome.core.model import Architecture, Model
+from lissome.core.model import Architecture, Model, Resize
 from lissome.core.trust import check_target, name_target
 from lissome.nn.factory import call_factory, first_line, load_state
 from lissome.nn.fingerprint import check_finite, fingerprint
@@ -120,6 +120,23 @@ def build(folder: Path, *, vouched: bool = False) -> nn.Module:
     return module.eval()
 
 
+def from_config(target: str, config: Any, plan: Resize | None = None, where: str = "") -> nn.Module:
+    """A transformers class in float32, its weights yet to be loaded: resized by `plan`, with the experts, the sparse attention and the activations that its
+    config names. config: the content of config.json, or transformers' object of it. Raises BadModel where it cannot be built.
+    """
+    from lissome.nn.moe.in_models import restore as restore_experts
+
+    known = _transformers_class(where, target)
+    try:
+        made = known.config_class.from_dict(dict(config)) if isinstance(config, Mapping) else config
+        module: nn.Module = quietly(lambda: known(made)).float()
+    except Exception as error:  # broken configs surface as whatever the model's own code meets first
+        raise _unbuildable(target, where, error) from error
+    if plan:
+        resize(module, plan)
+    return _with_patterns(restore_experts(module))
+
+
 def _from_directory(path: Path, ref: str, classes: int | None) -> Model:
     if (path / "manifest.json").is_file():
         if not (path / "model").is_dir():
@@ -196,14 +213,18 @@ def _class_name(path: Path) -> str:
     return str(names[0])
 
 
-def _transformers_class(path: Path, target: str) -> Any:
+def _unbuildable(target: str, where: str, error: Exception) -> BadModel:
+    return BadModel(f"{target} cannot be built from config.json: {first_line(error)}", where=where)
+
+
+def _transformers_class(where: str, target: str) -> Any:
     import transformers
 
     known: Any = getattr(transformers, target, None)
     if not (isinstance(known, type) and issubclass(known, nn.Module)):
         raise BadModel(
             f'transformers {transformers.__version__} has no model class "{target}".',
-            where=str(path / "config.json"),
+            where=where,
             do="check `architectures` in config.json, or update transformers",
         )
     return known
@@ -222,22 +243,20 @@ def _altered(architecture: Architecture) -> bool:
 
 
 def _altered_transformers_module(path: Path, architecture: Architecture) -> nn.Module:
-    """The class built from config.json, made as small as the plan says and given its experts, with the weights from model.safetensors."""
-    from lissome.nn.moe.in_models import restore as restore_experts
-
-    known = _transformers_class(path, architecture.target)
+    """The class built from config.json, altered as it says, with the weights from model.safetensors."""
+    where = str(path / "config.json")
+    known = _transformers_class(where, architecture.target)
     try:
-        module = quietly(lambda: known(known.config_class.from_pretrained(path, local_files_only=True)))
+        config = known.config_class.from_pretrained(path, local_files_only=True)
     except Exception as error:  # broken configs surface as whatever the model's own code meets first
-        raise BadModel(f"{architecture.target} cannot be built from config.json: {first_line(error)}", where=str(path / "config.json")) from error
-    if architecture.resize:
-        resize(module, architecture.resize)
-    load_state(restore_experts(module), path / "model.safetensors", architecture.target)
-    return _with_patterns(module).eval()
+        raise _unbuildable(architecture.target, where, error) from error
+    module = from_config(architecture.target, config, architecture.resize, where)
+    load_state(module, path / "model.safetensors", architecture.target)
+    return module.eval()
 
 
 def _transformers_module(path: Path, target: str, classes: int | None) -> nn.Module:
-    known = _transformers_class(path, target)
+    known = _transformers_class(str(path / "config.json"), target)
     if classes is None and json.loads((path / "config.json").read_text(encoding="utf-8")).get("lissome_experts"):
         return _altered_transformers_module(path, Architecture(kind="huggingface", target=target))
     extra = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}

@@ -8,12 +8,13 @@ from torch import nn
 
 from lissome.core.errors import BadInput, BadModel
 from lissome.nn.call import call
-from lissome.nn.depth.blocks import find_blocks
+from lissome.nn.depth.blocks import find_blocks, fixed_places
 from lissome.nn.depth.confidence import NEVER, confidence
 from lissome.nn.depth.dropout import dropout_rates, layer_dropout
 from lissome.nn.depth.exits import Exits, with_exits
 from lissome.nn.depth.store import as_exits_model, save_exits
 from lissome.nn.load import as_model, load_model
+from tests.nn.models import small
 
 
 def bert(layers=4, classes=3, seed=0):
@@ -64,8 +65,40 @@ def encoder():
     return Whole().eval()
 
 
+class Placed(nn.Module):
+    """Blocks are given what has as many rows as there are places: a batch may have so many too."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(PlacedBlock() for _ in range(3)), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(LENGTH, 8))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x, places=[self.table])
+        return self.head(x[:, 0])
+
+
+class PlacedBlock(Residual):
+    def __init__(self):
+        super().__init__(8)
+
+    def forward(self, x, places):
+        return super().forward(x + places[0])
+
+
+LENGTH = 6
+
+
+def rotary():
+    heads = {"topic": {"kind": "classification", "classes": 3}}
+    return small.model(heads=heads)
+
+
 torch.manual_seed(0)
 MODELS = {
+    "rotary": (rotary(), lambda n: {"input_ids": small.ids(n, LENGTH)}),
+    "placed": (Placed().eval(), lambda n: {"x": torch.randn(n, LENGTH, 8)}),
     "bert": (bert(), lambda n: texts(n)),
     "mlp": (nn.Sequential(*(Residual(12) for _ in range(4)), nn.Linear(12, 3)).eval(), lambda n: {"x": torch.randn(n, 12)}),
     "conv": (Conv().eval(), lambda n: {"x": torch.randn(n, 1, 9, 9)}),
@@ -114,6 +147,25 @@ def test_closed_exits_leave_the_model_as_it_is(name):
     with torch.no_grad():
         torch.testing.assert_close(call(exits_of(name), inputs), call(module, inputs))  # torch's own encoder has a fused path beside
         assert exits_of(name).all_logits(inputs)[-1].shape == call(module, inputs).shape
+
+
+@pytest.mark.parametrize("name", ["rotary", "placed"])
+def test_as_many_rows_as_places(name):
+    exits, inputs = exits_of(name), MODELS[name][1](LENGTH)
+    with torch.no_grad():
+        sure = confidence(exits.all_logits(inputs)[0], exits.rule)
+        exits.leave_at([float(sure.median()) - 1e-4, NEVER])
+        expected, taken = slowly(exits, inputs)
+        torch.testing.assert_close(call(exits, inputs), expected, rtol=1e-4, atol=1e-5)
+    assert exits.taken.tolist() == taken and {0, 2} == set(taken)
+
+
+def test_places_that_do_not_follow_the_batch():
+    assert fixed_places(MODELS["placed"][0], MODELS["placed"][1](2)) == ("places.0",)
+    assert fixed_places(MODELS["placed"][0], MODELS["placed"][1](LENGTH)) == ("places.0",)
+    assert fixed_places(MODELS["rotary"][0], MODELS["rotary"][1](1)) == ("2.0", "2.1")
+    assert fixed_places(MODELS["mlp"][0], MODELS["mlp"][1](3)) == ()
+    assert fixed_places(bert(), texts(2)) == ()
 
 
 def test_what_left_is_not_computed_any_more():
@@ -223,6 +275,23 @@ class TestLayerDropout:
         out[skipped].sum().backward(retain_graph=True)
         assert not module[1].inner.weight.grad.any() and module[0].inner.weight.grad.any()
         assert "forward" not in module[1].__dict__
+
+    def test_a_forward_that_was_set_before_comes_back(self):
+        module = nn.Sequential(Residual(5), Residual(5))
+        own = module[1].forward = lambda x: x
+        with layer_dropout(module, 0.3):
+            outer = module[1].forward
+            with layer_dropout(module, 0.6):
+                assert module[1].forward is not outer
+            assert module[1].forward is outer
+        assert module[1].forward is own and torch.equal(module[1](x := torch.randn(2, 5)), x)
+
+    def test_as_many_rows_as_places(self):
+        module, x = copy.deepcopy(MODELS["placed"][0]).train(), torch.randn(LENGTH, LENGTH, 8)
+        torch.manual_seed(1)
+        with layer_dropout(module, 0.6, fixed=fixed_places(module, {"x": x})):
+            module(x).sum().backward()
+        assert module.training and module.table.grad.any()
 
     def test_bert_trains_and_is_whole_in_eval_mode(self):
         module, inputs = bert(), texts(8)

@@ -56,7 +56,7 @@ def train_exits(
     for one in held:
         one.requires_grad_(False)
     exits.frozen = config.frozen
-    skipping = contextlib.nullcontext() if config.frozen or not config.dropout else layer_dropout(exits.module, config.dropout, exits.blocks)
+    skipping = contextlib.nullcontext() if config.frozen or not config.dropout else layer_dropout(exits.module, config.dropout, exits.blocks, exits.fixed)
     try:
         with skipping:
             result = train(exits, batches, exit_loss(config), config.train, resume=resume, progress=progress, identity=identity)

@@ -7,7 +7,7 @@ skips a block is not computed there, and the block gets no gradient from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lissome.core.errors import BadInput
-from lissome.nn.depth.blocks import each_tensor, find_blocks, hidden_of
+from lissome.nn.depth.blocks import each_argument, find_blocks, hidden_of
 
 
 def dropout_rates(depth: int, most: float) -> list[float]:
@@ -26,20 +26,28 @@ def dropout_rates(depth: int, most: float) -> list[float]:
 
 
 @contextmanager
-def layer_dropout(module: nn.Module, most: float, blocks: str | None = None) -> Iterator[None]:
-    """Within the context, and in training mode, rows skip blocks of `module`. At least one row passes each block, so that its output's form is known."""
+def layer_dropout(module: nn.Module, most: float, blocks: str | None = None, fixed: Collection[str] = ()) -> Iterator[None]:
+    """Within the context, and in training mode, rows skip blocks of `module`. At least one row passes each block, so that its output's form is known.
+
+    fixed: places in the blocks' arguments that are not laid out by rows even where their first size is the batch's, as `fixed_places` finds them.
+    """
     _, every = find_blocks(module, blocks)
     given = [(block, rate) for block, rate in zip(every, dropout_rates(len(every), most), strict=True) if rate > 0]
+    before = []
     for block, rate in given:
-        block.forward = _skipping(block, rate)
+        before.append((block, block.__dict__.get("forward")))
+        block.forward = _skipping(block, rate, fixed)
     try:
         yield
     finally:
-        for block, _ in given:
-            del block.__dict__["forward"]
+        for block, had in reversed(before):
+            if had is None:
+                del block.__dict__["forward"]
+            else:
+                block.forward = had
 
 
-def _skipping(block: nn.Module, rate: float) -> Any:
+def _skipping(block: nn.Module, rate: float, fixed: Collection[str]) -> Any:
     whole = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +61,11 @@ def _skipping(block: nn.Module, rate: float) -> Any:
         if not bool(stays.any()):
             stays[int(torch.randint(count, (1,)))] = True
         rows = stays.nonzero().flatten()
-        some_args, some_kwargs = each_tensor((args, kwargs), lambda one: one.index_select(0, rows) if one.ndim and len(one) == count else one)
+
+        def staying(place: str, one: torch.Tensor) -> torch.Tensor:
+            return one.index_select(0, rows) if one.ndim and len(one) == count and place not in fixed else one
+
+        some_args, some_kwargs = each_argument(args, kwargs, staying)
         output = whole(*some_args, **some_kwargs)
         merged = state.to(hidden_of(output).dtype).index_copy(0, rows, hidden_of(output))
         return merged if isinstance(output, torch.Tensor) else type(output)((merged, *output[1:]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from lissome.core.errors import BadInput, BadModel
 from lissome.nn.call import call, unfused
-from lissome.nn.depth.blocks import each_tensor, find_blocks, hidden_of
+from lissome.nn.depth.blocks import each_argument, each_output, find_blocks, fixed_places, hidden_of
 from lissome.nn.depth.complexity import Complexity
 from lissome.nn.depth.confidence import NEVER, Rule, confidence
 from lissome.nn.depth.heads import ExitHead, kind_of
@@ -28,7 +28,8 @@ class Exits(nn.Module):
 
     after: number of blocks below each exit, rising; heads: one each. rule, thresholds: a row leaves at the first exit where its confidence is at least the
     exit's threshold; logits that are not finite never leave. complexity: needed for that rule; scores inputs before any block runs.
-    The blocks may be called with any arguments: tensors in them whose first size is the batch's are cut down to the rows that are left.
+    The blocks may be called with any arguments: tensors in them whose first size is the batch's are cut down to the rows that are left, but not those at
+    the places `fixed`, which `fixed_places` finds (a table of as many positions as the batch has rows).
     taken: exit by which each row of the last call left [n]; the number of exits for rows that went all the way.
     """
 
@@ -44,12 +45,13 @@ class Exits(nn.Module):
         blocks: str | None = None,
         complexity: Complexity | None = None,
         trained: bool = False,
+        fixed: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.module = module
         self.blocks, every = find_blocks(module, blocks)
         self.after = check_after(sorted(heads), len(every))
-        self.depth = len(every)
+        self.depth, self.fixed = len(every), tuple(fixed)
         self.heads = nn.ModuleList(heads[at] for at in self.after)
         self.rule, self.complexity = rule, complexity
         if rule == "complexity" and complexity is None:
@@ -124,7 +126,12 @@ class Exits(nn.Module):
     def spec(self) -> dict[str, Any]:
         """What it is built from, besides the module and the weights."""
         heads = {str(at): head.spec() for at, head in zip(self.after, self.heads, strict=True)}  # type: ignore[operator]
-        return {"blocks": self.blocks, "rule": self.rule, "heads": heads, "complexity": self.complexity.spec() if self.complexity else None}
+        complexity = self.complexity.spec() if self.complexity else None
+        return {"blocks": self.blocks, "rule": self.rule, "heads": heads, "complexity": complexity, "fixed": list(self.fixed)}
+
+    def extra_repr(self) -> str:
+        """What the weights do not show."""
+        return f"rule={self.rule}, after={self.after}, blocks={self.blocks!r}, fixed={self.fixed}"
 
 
 class _Flow:
@@ -158,10 +165,10 @@ class _Flow:
 
     def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> Any:
         """Arguments of a block, of the rows that are left."""
-        return each_tensor((args, kwargs), self._remaining) if self.left else None
+        return each_argument(args, kwargs, self._remaining) if self.left else None
 
-    def _remaining(self, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim == 0 or value.shape[0] != self.count or len(self.rows) == self.count:
+    def _remaining(self, place: str, value: torch.Tensor) -> torch.Tensor:
+        if value.ndim == 0 or value.shape[0] != self.count or len(self.rows) == self.count or place in self.exits.fixed:
             return value
         known = self._cut.get(id(value))
         if known is None:  # the tensor itself is kept beside, so that its id stays its own
@@ -172,7 +179,7 @@ class _Flow:
         head, threshold = self.exits.heads[number], float(self.exits.thresholds[number])
 
         def decide(_: nn.Module, __: Any, output: Any) -> Any:
-            mask = None if self.mask is None else self._remaining(self.mask)
+            mask = None if self.mask is None else self._remaining("", self.mask)
             if self.sure is not None and not bool((self.sure[self.rows] >= threshold).any()):
                 return None
             logits = head(hidden_of(output), mask)
@@ -187,7 +194,11 @@ class _Flow:
             here, stay = len(self.rows), (~leave).nonzero().flatten()
             self.rows = self.rows[stay]
             self._cut.clear()
-            return each_tensor(output, lambda one: one.index_select(0, stay) if one.ndim and one.shape[0] == here else one)
+
+            def kept(place: str, one: torch.Tensor) -> torch.Tensor:
+                return one.index_select(0, stay) if one.ndim and one.shape[0] == here and place not in self.exits.fixed else one
+
+            return each_output(output, kept)
 
         return decide
 
@@ -204,8 +215,8 @@ def with_exits(
 ) -> Exits:
     """`module` (which is shared, not copied) with fresh exit heads after the given numbers of blocks.
 
-    example: a batch of named inputs, by which the heads' sizes are found. Raises BadModel where no blocks are found or the model gives no logits [n, classes],
-    BadInput for exits at blocks that do not exist.
+    example: a batch of named inputs, by which the heads' sizes and the places that do not follow the batch are found. Raises BadModel where no blocks are found
+    or the model gives no logits [n, classes], BadInput for exits at blocks that do not exist.
     """
     name, every = find_blocks(module, blocks)
     places = check_after(after, len(every))
@@ -224,7 +235,7 @@ def with_exits(
     if set(shapes) != set(places):
         raise BadModel(f"the blocks of {name} do not run when the model does", do="name the list of blocks that runs")
     heads = {at: ExitHead(*kind_of(hidden), logits.shape[1], inner) for at, hidden in shapes.items()}
-    return Exits(module, heads, rule=rule, blocks=name, complexity=complexity).train(training)
+    return Exits(module, heads, rule=rule, blocks=name, complexity=complexity, fixed=fixed_places(module, example, name)).train(training)
 
 
 def check_after(after: Sequence[int], depth: int) -> tuple[int, ...]:

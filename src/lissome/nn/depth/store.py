@@ -16,7 +16,8 @@ from lissome.nn.depth.complexity import Complexity
 from lissome.nn.depth.exits import Exits
 from lissome.nn.depth.heads import ExitHead
 from lissome.nn.factory import call_factory
-from lissome.nn.load import finished, save_model
+from lissome.nn.load import finished, from_config, save_model
+from lissome.nn.resize import resize
 
 TARGET = "lissome.nn.depth.store:reopened"
 
@@ -24,10 +25,10 @@ TARGET = "lissome.nn.depth.store:reopened"
 def as_exits_model(exits: Exits, trunk: Model) -> Model:
     """The Model of `exits`, whose module was built as `trunk` says. Raises BadModel for a trunk that could not be built again."""
     kind = trunk.architecture
-    if kind.kind == "exported" or kind.resize is not None:
-        why = "it came as a module in memory" if kind.kind == "exported" else "it is pruned, and its sizes are not kept with the exits yet"
+    if kind.kind == "exported":
+        why = "it came as a module in memory"
         raise BadModel(f"a model with exits could not be built again: {why}", where=trunk.ref, do="give a Hugging Face model or package.module:factory")
-    config = {"trunk": kind.model_dump(exclude={"resize"}), "exits": exits.spec()}
+    config = {"trunk": kind.model_dump(mode="json"), "exits": exits.spec()}
     return finished(exits, Architecture(kind="factory", target=TARGET, config=config), trunk.ref, trunk.directory)
 
 
@@ -47,22 +48,18 @@ def reopened(trunk: Mapping[str, Any], exits: Mapping[str, Any]) -> nn.Module:
         complexity = Complexity(**exits["complexity"]) if exits["complexity"] else None
     except (ValueError, TypeError, KeyError) as error:
         raise BadModel(f"the description of the exits is broken: {error}", do="copy the whole folder again, or run `lissome exits` again") from error
-    made = Exits(_trunk(kind), heads, rule=exits["rule"], blocks=exits["blocks"], complexity=complexity)
+    made = Exits(_trunk(kind), heads, rule=exits["rule"], blocks=exits["blocks"], complexity=complexity, fixed=exits.get("fixed", ()))
     return made.eval()
 
 
 def _trunk(kind: Architecture) -> nn.Module:
     if kind.kind == "huggingface":
-        import transformers
-
-        known: Any = getattr(transformers, kind.target, None)
-        if not (isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)):
-            raise BadModel(f'transformers {transformers.__version__} has no model class "{kind.target}"', do="update transformers")
-        config: Any = known.config_class
-        module: nn.Module = known(config.from_dict(dict(kind.config)))
-        return module.float()
+        return from_config(kind.target, kind.config, kind.resize)
     if kind.kind == "exported":
         raise BadModel(f"{kind.target} came as a module in memory, so it cannot be built again", do="give a factory: package.module:function")
     check_target(kind.target, "the model with exits", BadModel)
     made = call_factory(kind.target, kind.config)
-    return made.module if isinstance(made, Model) else made
+    module = made.module if isinstance(made, Model) else made
+    if kind.resize:
+        resize(module, kind.resize)
+    return module

@@ -83,7 +83,8 @@ class Trunk(nn.Module):
         for block in self.blocks:
             dim: Any = block.attention.dim
             if dim not in known:
-                known[dim] = self.positions.angles(x.shape[1], dim, x.device)  # type: ignore[operator]
+                angles: Any = self.positions.angles(x.shape[1], dim, x.device)  # type: ignore[operator]
+                known[dim] = None if angles is None else (angles[0][None], angles[1][None])  # one row for all: a batch may have as many rows as positions
             x = block(x, padding, known[dim])
         found: torch.Tensor = x if self.final_norm is None else self.final_norm(x)
         return found

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * self.dim, width, bias=bias if out_bias is None else out_bias)
 
     def forward(self, x: torch.Tensor, padding: torch.Tensor | None = None, angles: Angles | None = None) -> torch.Tensor:
-        """x [batch, n, width], padding [batch, n] bool (True: a token) or None, angles of the positions -> [batch, n, width]."""
+        """x [batch, n, width], padding [batch, n] bool (True: a token) or None, angles of the positions [1, n, dim] -> [batch, n, width]."""
         batch, n, _ = x.shape
         q, k, v = (project(x).view(batch, n, -1, self.dim).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
         if angles is not None:

@@ -100,7 +100,7 @@ class Nowhere(Positions):
 
 
 def turned(x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """x [batch, heads, n, dim] turned by angles [n, dim]: (a, b) -> (a cos - b sin, b cos + a sin), a and b its halves."""
+    """x [batch, heads, n, dim] turned by angles [n, dim] or [1, n, dim]: (a, b) -> (a cos - b sin, b cos + a sin), a and b its halves."""
     cosine, sine = (one.to(x.dtype) for one in angles)
     first, second = x.chunk(2, -1)
     return x * cosine + torch.cat((-second, first), -1) * sine
