@@ -148,6 +148,18 @@ def test_what_cannot_be_swapped(arguments, says):
     assert says in str(caught.value)
 
 
+@torch.no_grad()
+def test_a_head_that_becomes_tied_leaves_its_own_weights():
+    heads = {"lm": {"kind": "lm", "tied": False}}
+    old = model(heads=heads)
+    found = swap(old, "head", {"tied": True}, name="lm")
+    assert (found.new, found.left) == ((), ("heads.lm.linear.weight",))
+    assert torch.equal(found.model.trunk.embedding.table.weight, old.trunk.embedding.table.weight)
+    assert found.model.heads["lm"].linear.weight is found.model.trunk.embedding.table.weight
+    apart = swap(found.model, "head", {"tied": False}, name="lm")
+    assert swap(apart.model, "head", {"tied": True}, name="lm").left == ()  # both have the same values
+
+
 def test_a_model_that_is_not_made_of_parts():
     with pytest.raises(BadModel, match=r"swap takes models put together from parts, not Linear\n.*from_transformers"):
         swap(nn.Linear(2, 2), "ffn", "relu2")

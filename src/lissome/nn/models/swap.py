@@ -83,7 +83,9 @@ def swapped_config(
 
 
 def carry(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Carried:
-    """Copy `weights` into the model's parameters and buffers of the same name and shape. Raises BadModel if not one of them fits."""
+    """Copy `weights` into the model's parameters and buffers of the same name and shape; of several for one tied tensor the first stays, and those that differ
+    are left. Raises BadModel if not one of them fits.
+    """
     places = model.state_dict()
     fitting = {name: value for name, value in weights.items() if name in places and places[name].shape == value.shape}
     if weights and not fitting:
@@ -93,12 +95,19 @@ def carry(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Carried:
             expected=f"such as {here[0]} {list(here[1].shape)}",
             do="give the weights of a model of the same parts, or take a Hugging Face model over with from_transformers",
         )
+    filled: set[int] = set()
+    lost: set[str] = set()
     with torch.no_grad():
         for name, value in fitting.items():
-            places[name].copy_(value)
-    filled = {places[name].data_ptr() for name in fitting if places[name].numel()}
+            place = places[name]
+            if place.numel() and place.data_ptr() in filled and not torch.equal(place, value.to(place)):
+                lost.add(name)  # two names of one tensor, such as a tied head's, cannot hold two values
+                continue
+            place.copy_(value)
+            if place.numel():
+                filled.add(place.data_ptr())
     new = [name for name, parameter in model.named_parameters() if parameter.data_ptr() not in filled]
-    return Carried(tuple(new), tuple(name for name in weights if name not in fitting))
+    return Carried(tuple(new), tuple(name for name in weights if name not in fitting or name in lost))
 
 
 def train_only(model: nn.Module, new: Iterable[str]) -> tuple[str, ...]:
