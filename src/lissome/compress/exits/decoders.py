@@ -19,18 +19,16 @@ from lissome.train.loop import Loss
 def draft_loss(after: Sequence[int], scale: float = 0.5) -> Loss:
     """A loss callable for a causal transformers model: cross entropy of its logits, and `scale` times that of one early exit.
 
-    after: numbers of layers below each exit; steps take them in turn (the paper's rotational curriculum), since an exit's logits cost as much as the model's
-    own. An exit goes through the model's own final norm and head, as the drafts of `engines.decoding.speculative` do. Batches: input_ids [n, length],
-    and labels, the token after each place.
+    after: numbers of layers below each exit; each call draws one of them from torch's global generator, since an exit's logits cost as much as the model's own.
+    (The paper takes them in turn; checkpoints restore the generator, and so a resumed run goes on with the same exits.) An exit goes through the model's own
+    final norm and head, as the drafts of `engines.decoding.speculative` do. Batches: input_ids [n, length], and labels, the token after each place.
     """
-    turn = [0]
 
     def loss(module: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         model: Any = module
         _, blocks = find_blocks(module)
         places = check_after(after, len(blocks))
-        at = places[turn[0] % len(places)]
-        turn[0] += 1
+        at = places[int(torch.randint(len(places), ()))]
         trunk = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
         if trunk is None or not isinstance(getattr(trunk, "norm", None), nn.Module):
             raise BadModel(f"{type(module).__name__} has no final norm that its exits could share", expected="a Llama-shaped transformers model")
