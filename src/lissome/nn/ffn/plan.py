@@ -75,7 +75,8 @@ def feed_forwards(model: nn.Module) -> list[FeedForward]:
     if not found:
         raise BadModel(
             f"{type(model).__name__} has no feed-forward part that is known here, so there are no activations to make sparse.",
-            expected="a Llama-, BERT-, ViT- or DistilBERT-shaped model, or lissome's GatedFFN and PlainFFN",
+            expected="a Llama-, BERT-, ViT- or DistilBERT-shaped model",
+            do='in a model of parts take the kind "thresholded": swap(model, "ffn", {"kind": "thresholded", "threshold": 0.1})',
         )
     return found
 

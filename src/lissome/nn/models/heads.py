@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lissome.nn.ffn.activation import ACTIVATIONS
 from lissome.nn.models.embeddings import Tokens
-from lissome.nn.models.ffn import ACTIVATIONS, Activation
+from lissome.nn.models.ffn import Activation
 from lissome.nn.models.norms import Epsilon
 from lissome.nn.models.parts import Whole
 

@@ -43,6 +43,7 @@ _KINDS: dict[str, dict[str, Maker]] = {
         "dense": "lissome.nn.models.ffn:Dense",
         "gated": "lissome.nn.models.ffn:Gated",
         "relu2": "lissome.nn.models.ffn:ReluSquared",
+        "thresholded": "lissome.nn.models.ffn:Thresholded",
         "experts": "lissome.nn.moe.as_part:ExpertsPart",
     },
     "norm": {
@@ -79,8 +80,8 @@ def register(role: str, kind: str, maker: Maker) -> None:
     """Make a part known. `maker` is a module class, a function that returns a module, or where to find one: "package.module:name".
 
     Interfaces, width being the model's: ffn and norm: forward(x [..., width]) -> [..., width]. attention: forward(x [batch, n, width], padding [batch, n]
-    bool or None, angles (cosine, sine) or None) -> [batch, n, width], with `dim`, the width of a head. head: forward(hidden [batch, n, width], padding).
-    embedding and positions: as in their files. Raises BadConfig for an unknown role or a name that is taken by another part.
+    bool or None, angles (cosine, sine), each [1, n, dim], or None) -> [batch, n, width], with `dim`, the width of a head. head: forward(hidden
+    [batch, n, width], padding). embedding and positions: as in their files. Raises BadConfig for an unknown role or a name that is taken by another part.
     """
     known = kinds(role)
     if known.get(kind, maker) != maker:
