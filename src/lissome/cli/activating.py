@@ -32,7 +32,7 @@ def sparsify_activations(
     train: Annotated[bool, typer.Option("--train", help="Train the model for more zeros, taught by its dense self.")] = False,
     sparsity: Annotated[str, typer.Option(help="With --train: share of zeros to train for.")] = "85%",
     penalty: Annotated[float, typer.Option(help="With --train: weight of the activations' mean size.")] = 0.0,
-    examples: Annotated[int, typer.Option(help="Calibration examples that thresholds are chosen on.")] = 64,
+    examples: Annotated[int, typer.Option(help="Examples that thresholds are chosen on (calibration) and zeros measured on (validation).")] = 64,
     epochs: Annotated[float, typer.Option(help="With --train: passes over the train split.")] = 1,
     lr: Annotated[float, typer.Option(help="With --train: peak learning rate.")] = 5e-5,
     size: Annotated[int | None, typer.Option("--batch", help="Examples per batch; by default 16, and 1 for language models.")] = None,
@@ -53,7 +53,7 @@ def sparsify_activations(
     with terminal() as progress:
         found = sparsify_activations_to(out, model, task, config, progress=progress)
     emit_json(found) if json else show(*_told(found))
-    return 3 if found.status == "not met" else 0
+    return 0 if found.status == "met" else 3
 
 
 def _told(found: Silenced) -> list[Any]:

@@ -10,7 +10,18 @@ import torch
 from torch import nn
 
 from lissome.cli.main import run as command
-from lissome.compress.activation import ActivationConfig, multiplications, read_record, sparsify_activations, sparsify_activations_to, thresholds_for, zeros
+from lissome.compress import activation
+from lissome.compress.activation import (
+    ActivationConfig,
+    multiplications,
+    read_record,
+    run,
+    sparsify_activations,
+    sparsify_activations_to,
+    thresholds_for,
+    zeros,
+)
+from lissome.compress.activation.run import Silenced
 from lissome.core.cache import Cache
 from lissome.core.errors import BadArtifact, BadModel, BadTask
 from lissome.core.task import Split, Task, correct
@@ -66,6 +77,15 @@ def test_zeros_that_keep_the_answers_are_found(tmp_path):
         assert getattr(part.module, part.act).threshold == one.threshold and one.zeros.n == 8 and one.zeros.low <= one.zeros.value <= one.zeros.high
 
 
+def test_zeros_are_measured_on_examples_that_thresholds_were_not_set_on():
+    task = own_answers()
+    made, found = sparsify_activations(as_model(tiny.bert()), task, QUICK.model_copy(update={"examples": 100}))
+    rows = [{name: torch.from_numpy(value) for name, value in collate([row]).items()} for row in task.splits["validation"].inputs]
+    expected = zeros(made.module, rows, found.plan.thresholds)
+    assert [one.zeros.n for one in found.layers] == [100, 100]
+    assert [one.mean for one in found.layers] == pytest.approx([one.mean for one in expected])
+
+
 def test_the_original_is_left_as_it_was():
     model = as_model(tiny.bert())
     acts = [getattr(part.module, part.act) for part in feed_forwards(model.module)]
@@ -73,13 +93,13 @@ def test_the_original_is_left_as_it_was():
     assert [getattr(part.module, part.act) for part in feed_forwards(model.module)] == acts and not hasattr(model.module.config, "lissome_activation")
 
 
-def test_training_goes_for_its_share(cache):
+def test_training_goes_for_its_share(cache, monkeypatch):
+    monkeypatch.setattr(run, "SHARES", (0.0,))  # relu as it is: all the other zeros have to be learned
     config = QUICK.model_copy(update={"activation": "relu", "adapt": True, "share": 0.8, "penalty": 0.1, "train": TAUGHT, "keep": 0.5})
     made, found = sparsify_activations(as_model(tiny.bert()), own_answers(), config, cache)
     assert {step.trained for step in found.steps} == {False, True}
-    if found.trained:
-        assert found.zeros > 60
-        assert made.module.config.lissome_activation["activation"] == "relu"
+    assert found.trained and found.status == "met" and found.zeros > 60
+    assert made.module.config.lissome_activation["activation"] == "relu"
     again = sparsify_activations(as_model(tiny.bert()), own_answers(), config, cache)[1]
     assert [(step.share, step.kept) for step in again.steps] == [(step.share, step.kept) for step in found.steps]
 
@@ -113,7 +133,27 @@ def test_thresholds_leave_what_they_are_set_for():
     assert none == (0.0, 0.0) and all(0 < low < high for low, high in zip(half, most, strict=True))
     layers = zeros(use(module, ActivationPlan(thresholds=half)), batches, half)
     assert 45 < layers[0].zeros.value < 55
-    assert multiplications(module, layers) == pytest.approx(0.5 + 0.25 * sum(1 - one.zeros.value / 100 for one in layers))
+    assert multiplications(module, layers) == pytest.approx(0.5 + 0.25 * sum(1 - one.mean / 100 for one in layers))
+    skewed = [dataclasses.replace(one, mean=20.0) for one in layers]  # the median says nothing of what the whole costs
+    assert multiplications(module, skewed) == pytest.approx(0.9)
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up_proj, self.act_fn, self.down_proj = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.up_proj(x)))
+
+
+def test_thresholds_are_set_by_all_neurons():
+    """Neurons of very different size, small and large in turn."""
+    scale = torch.logspace(-3, 3, 1024).view(2, 512).T.flatten()
+    x = torch.randn(1, 128, 1024, generator=torch.Generator().manual_seed(0)) * scale
+    shares = (0.1, 0.5, 0.9)
+    for share, (threshold,) in zip(shares, thresholds_for(Part(), [{"x": x}], shares), strict=True):
+        assert float((x.abs() <= threshold).double().mean()) == pytest.approx(share, abs=0.01)
 
 
 def test_nan_in_a_layer_is_named():
@@ -164,3 +204,10 @@ def test_the_verb(tmp_path, capsys):
     assert "layer" in told and "MET   quality kept >= 80 %" in told and "multiplications" in told
     assert command([*given[:4], "--out", str(tmp_path / "other"), "--keep", "2"]) == 2
     assert command([*given[:4], "--out", str(tmp_path / "other"), "--on", "product", "--train"]) == 2
+
+
+@pytest.mark.parametrize(("status", "code"), [("met", 0), ("not met", 3), ("dense", 3)])
+def test_the_exit_code_says_whether_it_was_kept(status, code, tmp_path, monkeypatch):
+    found = Silenced(str(tmp_path), status, "What came of it.", 0.99, ActivationPlan(), False, (), 1.0, (), None, None, ())
+    monkeypatch.setattr(activation, "sparsify_activations_to", lambda *_, **__: found)
+    assert command(["sparsify-activations", "model", "--task", f"{HERE}:own_answers", "--out", str(tmp_path)]) == code

@@ -22,7 +22,7 @@ class ActivationConfig(Config):
     keep: share of the dense model's quality, above 0 and below 1: of right answers that stay right, or of an example's score. confidence: of the promise.
     activation: "same" keeps the model's own (silu, gelu), else it becomes relu or relu2, which few models bear without training.
     on: what a threshold is held against: |act(gate)|, or |act(gate) * up|.
-    examples: how many of the calibration split thresholds and zeros are measured on.
+    examples: how many of the calibration split thresholds are set on, and of the validation split zeros are measured on.
     adapt: train the model, taught by its dense self, while the thresholds rise until `share` of the activations are zero; penalty: weight of the mean
     size of activations, relative to the first batch's. train: how. size: examples per batch; None takes 16, and 1 for language models.
     """

@@ -15,20 +15,25 @@ from lissome.core.measurement import Measurement
 from lissome.core.statistics import achieved_confidence, median_interval
 from lissome.machine.identity import identify
 from lissome.nn.ffn import feed_forwards, watching
+from lissome.nn.ffn.activation import evenly
 
 On = Literal["gate", "product"]
 EACH = 8192
-"""Activations of an example and a layer that thresholds are chosen by, evenly spread."""
+"""Activations of an example and a layer that thresholds are chosen by, about, evenly spread."""
 
 
 @dataclass(frozen=True)
 class LayerZeros:
-    """One layer. threshold: in use; zeros: share of its activations that are 0, %, the median of examples with its interval; silent: all were, always."""
+    """One layer. threshold: in use; zeros: share of its activations that are 0, %, the median of examples with its interval; silent: all were, always.
+
+    mean: of the examples' shares, %, by which multiplications are counted.
+    """
 
     layer: int
     threshold: float
     zeros: Measurement
     silent: bool
+    mean: float
 
 
 @torch.no_grad()
@@ -40,8 +45,7 @@ def thresholds_for(module: nn.Module, batches: Iterable[Any], shares: Sequence[f
     seen: dict[int, list[torch.Tensor]] = {}
 
     def see(at: int, values: torch.Tensor) -> None:
-        flat = values.float().flatten()
-        seen.setdefault(at, []).append(flat[:: max(1, len(flat) // EACH)].abs())
+        seen.setdefault(at, []).append(evenly(values, EACH).float().abs())
 
     with watching(module, see, on):
         for batch in batches:
@@ -68,9 +72,11 @@ def zeros(module: nn.Module, batches: Iterable[Any], thresholds: Sequence[float]
     machine = identify().fingerprint
 
     def layer(at: int) -> LayerZeros:
-        value, low, high = (100 * one for one in median_interval(found[at]))
-        level = min(0.95, achieved_confidence(len(found[at])))
-        return LayerZeros(at, thresholds[at], Measurement("zeros", value, low, high, "%", len(found[at]), "measured", machine, level), min(found[at]) == 1.0)
+        shares = found[at]
+        value, low, high = (100 * one for one in median_interval(shares))
+        level = min(0.95, achieved_confidence(len(shares)))
+        measured = Measurement("zeros", value, low, high, "%", len(shares), "measured", machine, level)
+        return LayerZeros(at, thresholds[at], measured, min(shares) == 1.0, 100 * sum(shares) / len(shares))
 
     return tuple(layer(at) for at in sorted(found))
 
@@ -83,7 +89,7 @@ def multiplications(module: nn.Module, layers: Sequence[LayerZeros], on: On = "g
     dense = done = 0.0
     for part, layer in zip(feed_forwards(module), layers, strict=True):
         width, neurons = part.sizes
-        spoken = 1 - layer.zeros.value / 100
+        spoken = 1 - layer.mean / 100
         matrices = 3 if part.gated else 2
         always = 1 if on == "gate" or not part.gated else 2
         dense += width * neurons * matrices

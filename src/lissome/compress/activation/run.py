@@ -51,7 +51,8 @@ class Silenced:
     """What came of it.
 
     folder: what `load_model` takes. status: "met": the folder's model keeps what was asked for with `plan`; "not met": the test split did not confirm it;
-    "dense": no plan with zeros was certified. Where it is not "met" the folder holds the model as it was. layers: the chosen plan's zeros by layer;
+    "dense": no plan with zeros was certified. Where it is not "met" the folder holds the model as it was. layers: the chosen plan's zeros by layer, on
+    validation examples, since thresholds were set on others;
     multiplications: of its feed-forward parts, as a share of the dense model's, counted. kept: quality kept on the test split, %; scores: mean scores there,
     dense and sparse. silent: layers that say nothing at all.
     """
@@ -71,8 +72,8 @@ class Silenced:
 
     @property
     def zeros(self) -> float:
-        """Share of zeros over all layers, %."""
-        return sum(one.zeros.value for one in self.layers) / max(1, len(self.layers))
+        """Share of zeros over all layers, %, the mean of examples."""
+        return sum(one.mean for one in self.layers) / max(1, len(self.layers))
 
 
 def sparsify_activations_to(
@@ -125,7 +126,7 @@ def sparsify_activations(
         return dense, Silenced("", "dense", why, config.keep, plan, False, (), 1.0, steps, None, None, ())
     sparse = chosen[1]
     plan = plan_of(sparse.module) or DENSE
-    layers = zeros(sparse.module, work.examples(), plan.thresholds, plan.on)
+    layers = zeros(sparse.module, work.examples("validation"), plan.thresholds, plan.on)
     silent = tuple(one.layer for one in layers if one.silent)
     if silent:
         work.progress.say(f"layer {', '.join(map(str, silent))} says nothing at all with its threshold: its feed-forward part adds nothing.")
@@ -158,10 +159,10 @@ class _Work:
     cache: Cache
     progress: Progress
 
-    def examples(self) -> Iterator[Any]:
-        """Calibration examples, each alone and so without padding."""
-        batches = Batches(self.task, "calibration", 1, shuffle=False)
-        drawn = np.random.default_rng(self.config.train.seed).permutation(len(self.task.splits["calibration"]))[: self.config.examples]
+    def examples(self, split: SplitName) -> Iterator[Any]:
+        """Examples of a split, each alone and so without padding."""
+        batches = Batches(self.task, split, 1, shuffle=False)
+        drawn = np.random.default_rng(self.config.train.seed).permutation(len(self.task.splits[split]))[: self.config.examples]
         return (batches.batch([row]) for row in drawn)
 
     def walk(self, start: Model, shares: Sequence[float], alpha: float, delta: float, trained: bool) -> tuple[tuple[float, Model] | None, tuple[Step, ...]]:
@@ -169,7 +170,7 @@ class _Work:
         config = self.config
         plan = ActivationPlan(activation=config.activation, on=config.on)
         self.progress.stage("walking from few zeros to many", len(shares))
-        rungs = list(zip(shares, thresholds_for(use(_sharing(start.module), plan), self.examples(), shares, config.on), strict=True))
+        rungs = list(zip(shares, thresholds_for(use(_sharing(start.module), plan), self.examples("calibration"), shares, config.on), strict=True))
         before = self.scores(self.model, "validation", "dense")
 
         def made(rung: tuple[float, tuple[float, ...]]) -> Model:
