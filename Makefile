@@ -20,7 +20,7 @@ sanitize: $(VENV)/.installed
 	mkdir -p build
 	$(CXX) -O1 -g -shared -fPIC -fopenmp -pthread -std=c++17 -fsanitize=address,undefined -fno-sanitize=shift -Wno-unknown-pragmas $(NATIVE)/*.cpp -o build/sanitized.so
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 LISSOME_NATIVE=$(CURDIR)/build/sanitized.so \
-		OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels -k "native or instruction or packed"
+		OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels -k "native or instruction or packed or test_ffn"
 
 # Everything else that must hold: lint, format, types, the import contract, the docs.
 check: $(VENV)/.installed
