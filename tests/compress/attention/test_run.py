@@ -13,8 +13,8 @@ from lissome.compress.attention import Sparsified, SparsifyConfig, read_record, 
 from lissome.compress.attention import run as running
 from lissome.compress.attention.adapt import adapted
 from lissome.compress.attention.plan import plan_for
-from lissome.compress.attention.quality import boldest, check_enough, lost, needed
 from lissome.compress.attention.replace import sharing, sparse_self
+from lissome.compress.quality import boldest, check_enough, lost, needed
 from lissome.core.cache import Cache
 from lissome.core.errors import BadArtifact, BadConfig, BadModel, BadTask
 from lissome.core.measurement import Measurement

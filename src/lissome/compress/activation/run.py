@@ -16,13 +16,14 @@ import torch
 from lissome.compress.activation.adapt import adapted
 from lissome.compress.activation.config import SHARES, ActivationConfig
 from lissome.compress.activation.profile import LayerZeros, multiplications, thresholds_for, zeros
-from lissome.compress.attention.quality import boldest, check_enough, lost, quality_kept, scores_of, verdict
+from lissome.compress.attention.replace import sharing
+from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
 from lissome.core.errors import BadArtifact, BadModel
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
-from lissome.core.statistics import DropTest, certify_drop
+from lissome.core.statistics import DropTest
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
 from lissome.nn.ffn import ActivationPlan, use
@@ -170,11 +171,11 @@ class _Work:
         config = self.config
         plan = ActivationPlan(activation=config.activation, on=config.on)
         self.progress.stage("walking from few zeros to many", len(shares))
-        rungs = list(zip(shares, thresholds_for(use(_sharing(start.module), plan), self.examples("calibration"), shares, config.on), strict=True))
+        rungs = list(zip(shares, thresholds_for(use(sharing(start.module), plan), self.examples("calibration"), shares, config.on), strict=True))
         before = self.scores(self.model, "validation", "dense")
 
         def made(rung: tuple[float, tuple[float, ...]]) -> Model:
-            module = use(_sharing(start.module), plan.model_copy(update={"thresholds": rung[1]}))
+            module = use(sharing(start.module), plan.model_copy(update={"thresholds": rung[1]}))
             return dataclasses.replace(as_model(module, self.model.ref), directory=self.model.directory)
 
         def losses(rung: tuple[float, tuple[float, ...]]) -> np.ndarray:
@@ -209,9 +210,7 @@ class _Work:
         seen = record_use(self.cache, self.task.fingerprint, self.model.fingerprint, f"activation {digest(sparse.fingerprint, plan.model_dump())}")
         before = self.scores(self.model, "test", "dense")
         after = self.scores(sparse, "test", (sparse.fingerprint, plan.model_dump()))
-        kept = 1 - lost(before, after, self.task.exact, self.task.ref)
-        level = 1 - delta / seen  # each further plan judged by this split has to clear a higher bar
-        test = certify_drop(np.ones_like(kept), kept, alpha, level, self.task.exact, self.config.train.seed, score_range=(0.0, 1.0))
+        test = judged(before, after, self.task, alpha, delta, seen, self.config.train.seed)
         return test, (float(before.mean()), float(after.mean())), seen
 
 
@@ -230,12 +229,6 @@ def _dense(model: Model) -> Model:
             expected="a model of a class that transformers has",
         )
     return finished(model.module, model.architecture, model.ref, model.directory)
-
-
-def _sharing(module: Any) -> Any:
-    """A copy with its own configuration and activations, and the same weights in memory."""
-    held = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in held})
 
 
 def _tried(steps: Sequence[Step]) -> str:

@@ -14,11 +14,11 @@ from torch import nn
 
 from lissome.compress.attention.config import SparsifyConfig
 from lissome.compress.attention.plan import Plan
-from lissome.compress.attention.quality import lost, scores_of
 from lissome.compress.attention.replace import with_plan
 from lissome.compress.batches import forward
 from lissome.compress.distill.config import DistillConfig
 from lissome.compress.distill.run import distill
+from lissome.compress.quality import lost, scores_of
 from lissome.core.cache import Cache, digest
 from lissome.core.model import Model
 from lissome.core.progress import Progress

@@ -16,15 +16,15 @@ from torch import nn
 from lissome.compress.attention.adapt import adapted
 from lissome.compress.attention.config import TAUS, SparsifyConfig
 from lissome.compress.attention.plan import DENSE, Layer, Plan, Rung, Table, candidates, layers_of, profile, rungs_of
-from lissome.compress.attention.quality import boldest, check_enough, lost, quality_kept, scores_of, verdict
 from lissome.compress.attention.replace import sparse_self, transformers_model, with_plan
 from lissome.compress.attention.speed import longest, times_faster
+from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
 from lissome.core.errors import BadArtifact
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
-from lissome.core.statistics import DropTest, certify_drop
+from lissome.core.statistics import DropTest
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
 from lissome.nn.load import load_model, save_model
@@ -223,9 +223,7 @@ class _Work:
         seen = record_use(self.cache, self.task.fingerprint, self.model.fingerprint, f"attention {sparse.fingerprint}")
         before = self.scores(self.model.module, self.model.fingerprint, "test")
         after = self.scores(sparse.module, sparse.fingerprint, "test")
-        kept = 1 - lost(before, after, self.task.exact, self.task.ref)
-        level, seed = 1 - delta / seen, self.config.train.seed  # each further plan judged by this split has to clear a higher bar
-        test = certify_drop(np.ones_like(kept), kept, alpha, level, self.task.exact, seed, score_range=(0.0, 1.0))
+        test = judged(before, after, self.task, alpha, delta, seen, self.config.train.seed)
         return test, (float(before.mean()), float(after.mean())), seen
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lissome.core.errors import BadModel
+from lissome.nn.depth.blocks import largest_list
 
 PROJECTIONS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))
 """Names of the three linear projections in transformers' attention modules: BERT, RoBERTa and ELECTRA; ViT and Llama; DistilBERT; MPNet."""
@@ -37,11 +38,10 @@ class Attention:
 
 def blocks(module: nn.Module) -> list[str]:
     """Names of the module's blocks in order: the children of the ModuleList (else Sequential) that holds the most parameters."""
-    lists: list[tuple[str, Any]] = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    lists = lists or [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Sequential) and len(m) > 1]
-    if not lists:
+    largest = largest_list(module, least=1)
+    if largest is None:
         return []
-    prefix, found = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    prefix, found = largest
     return [f"{prefix}.{name}" if prefix else name for name, _ in found.named_children()]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lissome.compress.attention.quality import lost
 from lissome.compress.exits.config import Risk
+from lissome.compress.quality import lost
 from lissome.core.errors import BadInput
 from lissome.core.statistics import calibrate, certify_drop, fixed_sequence
 from lissome.nn.depth.confidence import NEVER

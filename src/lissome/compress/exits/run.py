@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lissome.compress.attention.quality import check_enough, lost, needed, scores_of
 from lissome.compress.batches import forward, inputs_of
 from lissome.compress.exits.choose import Answers, certified, nearest_yes, path_of
 from lissome.compress.exits.config import ExitsConfig
 from lissome.compress.exits.train import train_exits
+from lissome.compress.quality import check_enough, judged, needed, scores_of
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
 from lissome.core.errors import BadModel
 from lissome.core.measurement import Measurement
@@ -241,8 +241,7 @@ class _Work:
         after, taken = _run(exits, task, self.config.size)
         level = 1 - delta / times  # each further plan judged by this split has to clear a higher bar
         if self.config.risk == "lost":
-            gone = lost(before, after, task.exact, task.ref)
-            test = certify_drop(np.ones_like(gone), 1 - gone, found.max_drop, level, task.exact, score_range=(0.0, 1.0))
+            test = judged(before, after, task, found.max_drop, delta, times)
         else:
             test = certify_drop(before, after, found.max_drop, level, task.exact)
         drop = Measurement("drop", 100 * test.drop, 100 * test.low, 100 * test.upper, "pt", test.n, "measured", identify().fingerprint, 2 * level - 1)

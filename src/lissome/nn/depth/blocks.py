@@ -17,6 +17,15 @@ OUTPUT = "output"
 """Place of what a block gives; of what stands in it, "output.0" and so on."""
 
 
+def largest_list(module: nn.Module, least: int = 2) -> tuple[str, nn.ModuleList | nn.Sequential] | None:
+    """Name and module of the ModuleList of at least so many, else the Sequential of two or more, that holds the most parameters; None without one."""
+    for kind, most in ((nn.ModuleList, least), (nn.Sequential, 2)):
+        lists: list[tuple[str, Any]] = [(at, one) for at, one in module.named_modules() if isinstance(one, kind) and len(one) >= most]
+        if lists:
+            return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    return None
+
+
 def find_blocks(module: nn.Module, name: str | None = None) -> tuple[str, list[nn.Module]]:
     """Name and children of the list of blocks: `name`, or the ModuleList (else Sequential) of two blocks or more that holds the most parameters.
 
@@ -28,11 +37,9 @@ def find_blocks(module: nn.Module, name: str | None = None) -> tuple[str, list[n
             what = "no such module" if found is None else f"a {type(found).__name__}"
             raise BadModel(f'"{name}" is no list of blocks: {what}', expected="the name of a ModuleList or Sequential of at least two blocks")
         return name, list(found)
-    for kind in (nn.ModuleList, nn.Sequential):
-        lists = [(at, one) for at, one in module.named_modules() if isinstance(one, kind) and len(one) > 1]
-        if lists:
-            at, chosen = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-            return at, list(chosen)
+    largest = largest_list(module)
+    if largest is not None:
+        return largest[0], list(largest[1])
     raise BadModel(
         f"no blocks were found in {type(module).__name__}: it has no ModuleList and no Sequential of two blocks or more",
         do="keep the blocks in a ModuleList, or name the list",

@@ -13,7 +13,7 @@ from torch import nn
 from lissome.compress.batches import forward
 from lissome.core.errors import BadTask
 from lissome.core.measurement import Measurement
-from lissome.core.statistics import DropTest, calibrate
+from lissome.core.statistics import DropTest, calibrate, certify_drop
 from lissome.core.task import SplitName, Task
 from lissome.machine.identity import identify
 from lissome.train.batches import Batches
@@ -79,6 +79,13 @@ def check_enough(task: Task, alpha: float, deltas: dict[SplitName, float]) -> No
                 where=task.ref,
                 do=f"give the {split} split at least {least:,} examples, or keep less",
             )
+
+
+def judged(dense: np.ndarray, sparse: np.ndarray, task: Task, alpha: float, delta: float, seen: int, seed: int = 0) -> DropTest:
+    """The test that sparse scores [n] keep 1 - alpha of the dense quality on the test split, which has judged `seen` models, this one among them: each
+    further one has to clear a higher bar."""
+    kept = 1 - lost(dense, sparse, task.exact, task.ref)
+    return certify_drop(np.ones_like(kept), kept, alpha, 1 - delta / seen, task.exact, seed, score_range=(0.0, 1.0))
 
 
 def quality_kept(test: DropTest) -> Measurement:
