@@ -21,11 +21,12 @@ from lissome.export.forms import form_bytes
 from lissome.export.onnx import quiet
 from lissome.export.quantized import has_attention
 from lissome.export.telemetry import silence_telemetry
-from lissome.optimize import shrink
+from lissome.optimize import precision, shrink
 from lissome.optimize.batches import scoring_batches
 from lissome.optimize.bench import Bench, formed
 from lissome.optimize.costs import variant_row
 from lissome.optimize.run import Optimized
+from lissome.optimize.sensitivity import probe_of
 from lissome.optimize.structure import structure_of
 from lissome.optimize.tables import Row, subject
 
@@ -36,10 +37,10 @@ SAME = 1.03
 
 
 def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, Row] | None:
-    """The model with the same share of every layer's heads, neurons or channels cut, run as the plan is and taught as long: the most accurate whose
-    latency is the plan's, or the fastest that there is. None where the plan did not shrink the model."""
+    """The model with the same share of every layer's heads, neurons or channels cut, run as the plan is, taught as long and rounded as carefully: the most
+    accurate whose latency is the plan's, or the fastest that there is. None where the plan did not shrink the model."""
     lessons = re.search(r"distilled (\S+) epochs", result.manifest.plan.change or "")
-    if lessons is None or plan.option.precision == "mixed":
+    if lessons is None:
         return None
     structure = structure_of(bench.model, bench.recipe.example)  # type: ignore[arg-type]
     scores = shrink.unit_scores(bench, structure)
@@ -68,6 +69,11 @@ def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, R
             low, high = (low, middle) if times(middle) <= SAME else (middle, high)
         found = high
     taught = shrink.taught(bench, at(found), f"{found:.0%} cut everywhere", (), float(lessons[1]), ())
+    if base.precision == "mixed":
+        quantized, _ = precision.best_scales(taught.bench, probe_of(bench))
+        if "trained in int8" in (result.manifest.plan.change or ""):
+            quantized, _ = precision.trained(taught.bench, quantized, bench.model)
+        taught = precision.varied(taught.bench, quantized, taught.change, (), ())
     form = formed(taught.bench, base)
     return f"uniform pruning, {found:.0%} cut everywhere, taught as long", Row(base, form, form_bytes(form), variant=taught)
 

@@ -94,6 +94,39 @@ def test_the_smaller_model_in_int8(here, tmp_path, monkeypatch):
     assert verify(result.folder).verdict.status == "met"
 
 
+def test_a_new_limit_takes_what_an_earlier_contract_made(here, tmp_path, monkeypatch):
+    """The second contract finds the taught model without a rung; with another seed, or another batch size, nothing is known."""
+    first = optimize("tiny_model:build", str(here / "task.yaml"), Contract(max_drop="3%", size="5x"), out=tmp_path / "first")
+    heard = Heard()
+    monkeypatch.setattr(escalate, "RUNGS", ())
+    second = optimize("tiny_model:build", str(here / "task.yaml"), Contract(max_drop="4%", size="4.9x"), out=tmp_path / "second", progress=heard)
+    assert second.verdict.status == "met"
+    assert second.manifest.plan == first.manifest.plan
+    assert (second.manifest.steps, second.manifest.parts) == (first.manifest.steps, first.manifest.parts)
+    assert any(text.startswith("Of ") and text.endswith(f"{first.manifest.plan.name} keeps every limit.") for text in heard.said)
+    assert verify(second.folder).verdict.status == "met"
+    other = optimize("tiny_model:build", str(here / "task.yaml"), Contract(max_drop="4%", size="4.9x", batch=2), out=tmp_path / "third")
+    assert other.verdict.status == "infeasible"
+
+
+def test_a_quantised_model_is_remembered_with_its_scales(here, tmp_path, monkeypatch):
+    task = str(here / "task.yaml")
+    first = optimize("tiny_model:outlier", task, Contract(max_drop="3%", size="2x"), out=tmp_path / "first")
+    monkeypatch.setattr(escalate, "RUNGS", ())
+    second = optimize("tiny_model:outlier", task, Contract(max_drop="3.5%", size="2x"), out=tmp_path / "second")
+    assert (second.verdict.status, second.manifest.plan) == ("met", first.manifest.plan)
+    assert verify(second.folder).verdict.status == "met"
+
+
+def test_what_left_the_cache_is_not_recalled(here, tmp_path, monkeypatch, own_cache):
+    task = str(here / "task.yaml")
+    optimize("tiny_model:build", task, Contract(max_drop="3%", size="5x"), out=tmp_path / "first")
+    monkeypatch.setattr(escalate, "RUNGS", ())
+    Cache(own_cache).clear("distill")
+    gone = optimize("tiny_model:build", task, Contract(max_drop="4%", size="4.9x"), out=tmp_path / "second")
+    assert gone.verdict.status == "infeasible"
+
+
 @pytest.mark.parametrize(("small", "contract", "reason"), [
     (False, Contract(max_drop="3%", size="5x"), "There is no smaller model to quantise"),
     (True, Contract(size="5x"), "that is not what is missing"),

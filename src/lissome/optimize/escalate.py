@@ -20,6 +20,7 @@ from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
 from lissome.optimize.bench import Bench, Variant
 from lissome.optimize.costs import typical
+from lissome.optimize.remembered import recalled, remember
 from lissome.optimize.sensitivity import Probe, probe_of
 from lissome.optimize.solve import LIKELY, SURE, Solution, distance, latency_of, solve
 from lissome.optimize.survey import finalists
@@ -98,7 +99,18 @@ class Rung:
 
 
 def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
-    """Climb until a row keeps every limit or nothing is left to try; `rows` grows by what was tried."""
+    """Climb until a row keeps every limit or nothing is left to try; `rows` grows by what was tried.
+
+    What earlier contracts tried for the same model comes first: it costs nothing.
+    """
+    known = recalled(bench, rows[0])
+    if known:
+        finalists(bench, [*rows, *known])
+        solution = Climb(bench, [*rows, *known], solution).solve()
+        if solution.ranked:
+            bench.progress.say(f"Of {len(known)} ways that earlier contracts made of this model, {solution.ranked[0].option.name} keeps every limit.")
+            rows += known
+            return solution
     climb = Climb(bench, rows, solution)
     for rung in RUNGS:
         begun = time.perf_counter()
@@ -115,6 +127,7 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
         measure_rows(bench, [rows[0], *new], rows[0])
         rows += new
         finalists(bench, rows)
+        remember(bench, new)
         climb.solution = climb.solve()
         bench.progress.say(f"{rung.name}: {time.perf_counter() - begun:.0f} s.")
         if climb.solution.ranked:

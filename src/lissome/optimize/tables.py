@@ -284,12 +284,13 @@ def timed(bench: Bench, rows: Sequence[Row], rounds: int = ROUNDS) -> tuple[list
     stored: dict[str, Any] | None = bench.cache.get("timings", key)
     if stored is None:
         run = measure(subjects, bench.machine.fingerprint, rounds=rounds, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
-        stored = {"noise": run.noise.sentence, "results": [_plain(result) for result in run.results]}
+        stored = {"noise": run.noise.sentence, "results": [plain(result) for result in run.results]}
         if not any(result.failed and not result.crowded for result in run.results):  # what failed once may work the next time
             bench.cache.put("timings", key, stored)
     return [Result(one, **kept) for one, kept in zip(subjects, stored["results"], strict=True)], stored["noise"]
 
 
-def _plain(result: Result) -> dict[str, Any]:
+def plain(result: Result) -> dict[str, Any]:
+    """What a result holds beside its subject, as JSON."""
     kept = ("rounds", "calls", "cold_start_s", "memory_mb", "energy_mj", "departure", "failed", "crowded")
     return {name: getattr(result, name) for name in kept}
