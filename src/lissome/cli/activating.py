@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lissome.cli.attending import share
 from lissome.cli.emit import JsonFlag, ModelArgument, TaskOption, configured, emit_json, show
 from lissome.cli.models import seconds
+from lissome.cli.share import share
 from lissome.core.progress import terminal
 
 if TYPE_CHECKING:

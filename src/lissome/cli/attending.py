@@ -9,7 +9,7 @@ import typer
 
 from lissome.cli.emit import JsonFlag, ModelArgument, TaskOption, configured, emit_json, show
 from lissome.cli.models import seconds
-from lissome.core.errors import BadInput
+from lissome.cli.share import share
 from lissome.core.progress import terminal
 
 if TYPE_CHECKING:
@@ -50,18 +50,6 @@ def sparsify(
         found = sparsify_to(out, model, task, config, progress=progress)
     emit_json(found) if json else show(*_told(found))
     return 3 if found.status == "not met" else 0
-
-
-def share(text: str, option: str) -> float:
-    """ "98%" or "0.98" as 0.98. Raises BadInput for what is not between 0 and 1."""
-    digits = text.strip()
-    try:
-        value = float(digits.removesuffix("%")) / (100 if digits.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise BadInput(f'{option}: "{text}" is no share', expected='more than 0 and less than 1, such as "98%" or 0.98')
-    return value
 
 
 def _told(found: Sparsified) -> list[Any]:

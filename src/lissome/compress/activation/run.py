@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from lissome.compress.activation.config import SHARES, ActivationConfig
 from lissome.compress.activation.profile import LayerZeros, multiplications, thresholds_for, zeros
 from lissome.compress.attention.replace import sharing
 from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
+from lissome.core import record
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
-from lissome.core.errors import BadArtifact, BadModel
+from lissome.core.errors import BadModel
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -92,8 +92,7 @@ def sparsify_activations_to(
     found = dataclasses.replace(found, folder=str(out))
     with disk_errors("the model", out):
         save_model(made, out)
-        record = {**_plain(found), "config": config.model_dump(mode="json"), "model": start.fingerprint, "task": loaded.fingerprint}
-        (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        record.write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found
 
 
@@ -140,14 +139,7 @@ def sparsify_activations(
 
 def read_record(folder: Path) -> Silenced:
     """What `sparsify_activations_to` noted in a folder. Raises BadArtifact where there is no such record."""
-    import pydantic
-
-    try:
-        known = {field.name for field in dataclasses.fields(Silenced)}
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return pydantic.TypeAdapter(Silenced).validate_python({name: value for name, value in record.items() if name in known})
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadArtifact(f"{RECORD} cannot be read: {error}", where=str(folder), expected="a folder that `lissome sparsify-activations` wrote") from error
+    return record.read_record(Silenced, folder / RECORD, "sparsify-activations")
 
 
 @dataclass
@@ -234,10 +226,3 @@ def _dense(model: Model) -> Model:
 def _tried(steps: Sequence[Step]) -> str:
     step = next((one for one in steps if not one.certified), steps[-1])
     return f"with {100 * step.share:.0f} % of zeros the {'trained ' if step.trained else ''}model kept {100 * step.kept:.2f} % of its quality, which"
-
-
-def _plain(found: Silenced) -> dict[str, Any]:
-    import pydantic
-
-    plain: dict[str, Any] = pydantic.TypeAdapter(Silenced).dump_python(found, mode="json")
-    return plain

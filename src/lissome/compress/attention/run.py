@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from lissome.compress.attention.plan import DENSE, Layer, Plan, Rung, Table, can
 from lissome.compress.attention.replace import sparse_self, transformers_model, with_plan
 from lissome.compress.attention.speed import longest, times_faster
 from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
+from lissome.core import record
 from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
-from lissome.core.errors import BadArtifact
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -92,8 +91,7 @@ def sparsify_to(
     found = dataclasses.replace(found, folder=str(out))
     with disk_errors("the model", out):
         save_model(made, out)
-        record = {**_plain(found), "config": config.model_dump(mode="json"), "model": start.fingerprint, "task": loaded.fingerprint}
-        (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        record.write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found
 
 
@@ -141,14 +139,7 @@ def sparsify(
 
 def read_record(folder: Path) -> Sparsified:
     """What `sparsify_to` noted in a folder. Raises BadArtifact where there is no such record."""
-    import pydantic
-
-    try:
-        known = {field.name for field in dataclasses.fields(Sparsified)}
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return pydantic.TypeAdapter(Sparsified).validate_python({name: value for name, value in record.items() if name in known})
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadArtifact(f"{RECORD} cannot be read: {error}", where=str(folder), expected="a folder that `lissome sparsify` wrote") from error
+    return record.read_record(Sparsified, folder / RECORD, "sparsify")
 
 
 @dataclass
@@ -251,10 +242,3 @@ def _why_dense(found: Sparsified, rungs: list[Rung], task: Task) -> str:
 
 def _told(lengths: list[int]) -> str:
     return " and ".join(f"{length:,}" for length in dict.fromkeys(lengths))
-
-
-def _plain(found: Sparsified) -> dict[str, Any]:
-    import pydantic
-
-    plain: dict[str, Any] = pydantic.TypeAdapter(Sparsified).dump_python(found, mode="json")
-    return plain

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from lissome.core.errors import BadModel
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
+from lissome.core.record import write_record
 from lissome.core.statistics import DropTest, certify_drop
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
@@ -91,8 +91,7 @@ def exits_to(out: Path, model: str, task: str, config: ExitsConfig | None = None
     found = dataclasses.replace(found, folder=str(out))
     with disk_errors("the model", out):
         save_exits(made, out) if isinstance(made.module, Exits) else save_model(made, out)
-        record = {**plain(found), "config": config.model_dump(mode="json"), "model": start.fingerprint, "task": loaded.fingerprint}
-        (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found
 
 
@@ -131,14 +130,6 @@ def exit_early(
         return model, dataclasses.replace(found, sentence=f"NO   the exits are certified but save no time here: {figures}. The model was left as it was.")
     made = as_exits_model(exits, model)
     return work.judged(made, exits, found)
-
-
-def plain(found: Exited) -> dict[str, Any]:
-    """The record as JSON-able values."""
-    import pydantic
-
-    values: dict[str, Any] = pydantic.TypeAdapter(Exited).dump_python(found, mode="json")
-    return values
 
 
 @dataclass
