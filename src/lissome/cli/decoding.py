@@ -99,10 +99,10 @@ def chat(
     sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     engine = open_engine(model, capacity=context, threads=threads, budget=memory_budget)
     _announce(engine)
-    messages = [{"role": "system", "content": system}] if system else []
+    messages, spoken = [{"role": "system", "content": system}] if system else [], Spoken()
     for said in message or _lines():
         messages.append({"role": "user", "content": said})
-        spoken = Spoken()
+        spoken = Spoken(read=spoken.read)
         coming = pieces(engine, chat_prompt(engine, messages), sampling, most=max_tokens, stop=stop or (), overflow="slide", spoken=spoken)
         answer = _spoken(coming, spoken)
         messages.append({"role": "assistant", "content": answer})

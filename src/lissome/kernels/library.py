@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,17 +33,27 @@ class Library:
 @functools.lru_cache(maxsize=1)
 def library() -> Library:
     """The native kernels of this installation."""
-    import torch  # noqa: F401  its OpenMP runtime must be there first, so that both share one team of threads
-
     given = os.environ.get("LISSOME_NATIVE")  # another build, such as one with a sanitizer
     path = Path(given) if given else next(iter(sorted(Path(__file__).parent.glob("_native*.so"))), None)
     if path is None:
         return Library(None, "this installation was built without a C++ compiler")
     try:
-        handle = ctypes.CDLL(str(path))
+        handle = _loaded(path)
     except OSError as error:
         return Library(None, str(error))
     if handle.lissome_version() != VERSION:
         return Library(None, f"{path.name} is of another version of lissome")
     handle.lissome_isa.restype = ctypes.c_char_p
     return Library(handle, None, handle.lissome_isa().decode())
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """The file as a library. Torch brings the OpenMP runtime that it needs where the system has none; else both share the system's, by its name."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        if "torch" in sys.modules:
+            raise
+        with contextlib.suppress(ImportError):
+            import torch  # noqa: F401
+        return ctypes.CDLL(str(path))

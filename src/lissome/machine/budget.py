@@ -19,13 +19,13 @@ DONTNEED = 4
 _MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ (\d+)\s*(.*)$")
 """A map's line in /proc/PID/smaps: begin, end, rights, inode, path."""
 SPARE = 12_000_000
-"""Bytes left for what Python and torch allocate on the way: texts, logits of the sampler, heaps that grow in steps. What is kept in memory beyond need is
+"""Bytes left for what is allocated on the way: texts, logits of the sampler, heaps that grow in steps. What is kept in memory beyond need is
 given back when the process comes nearer to the budget than this."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """bytes: what the process may take. floor: what it took before the model was opened: interpreter, torch, kernels, tokenizer."""
+    """bytes: what the process may take. floor: what it took before the model was opened: interpreter, kernels, tokenizer."""
 
     bytes: int
     floor: int

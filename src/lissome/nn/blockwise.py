@@ -7,22 +7,35 @@ that the same kernels see the same numbers in the same way: what comes out is th
 from __future__ import annotations
 
 import contextlib
-import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from lissome.core.errors import BadInput, BadModel
 from lissome.machine.budget import Budget, measured_budget, megabytes, parse_bytes
-from lissome.nn.mapped import Tensors, can_stream, unreadable
+from lissome.nn.mapped import Tensors, can_stream, tensors_in
 from lissome.nn.quiet import quietly
 
 ALIGNMENT = 64
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 SMALL = 1_000_000
 """Bytes: modules outside of the blocks stay in memory up to this size."""
 SLICE = 1 << 20
@@ -45,6 +58,18 @@ class Piece:
         """Its bytes in the file."""
         one = self.file.stored[self.stored]
         return one.start, one.end
+
+    def tensor(self) -> torch.Tensor:
+        """Its numbers where they lie in the file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that these bytes cannot be written; nobody does
+            stored = self.file.array(self.stored)
+            return torch.from_numpy(stored.view(np.int16) if self.dtype == torch.bfloat16 else stored).view(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers in the file."""
+        return DTYPES[self.file.stored[self.stored].kind]
 
 
 @dataclass(frozen=True)
@@ -157,7 +182,7 @@ def load_blockwise(folder: str | Path, budget: int | str, *, dtype: torch.dtype 
     """
     can_stream()
     path = Path(folder).expanduser()
-    model, files = _skeleton(path, dtype), _files(path)
+    model, files = _skeleton(path, dtype), tensors_in(path)
     prefix, head = f"{getattr(model, 'base_model_prefix', '')}.", model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = getattr(model.config, "tie_word_embeddings", False)
     words = next((name for name, one in model.named_modules() if one is model.get_input_embeddings()), "")
@@ -182,13 +207,13 @@ def load_blockwise(folder: str | Path, budget: int | str, *, dtype: torch.dtype 
         if id(module) in inside or not own:
             continue
         pieces = [piece(module, name, key, one) for key, one in own.items()]
-        if isinstance(module, nn.Embedding) and pieces[0].file.stored[pieces[0].stored].dtype == dtype:
+        if isinstance(module, nn.Embedding) and pieces[0].dtype == dtype:
             _look_up_in_file(module, pieces[0])
         elif sum(_bytes(one.shape, dtype) for one in pieces) > SMALL:
             units.append(_unit(name, module, piece, dtype))
         else:
             for one in pieces:
-                module._parameters[one.key] = nn.Parameter(one.file.tensor(one.stored).to(dtype, copy=True), requires_grad=False)
+                module._parameters[one.key] = nn.Parameter(one.tensor().to(dtype, copy=True), requires_grad=False)
     if not units:
         raise BadModel("it has no blocks that could come and go", where=str(path), expected="a model with a list of blocks")
     for file in files.values():
@@ -199,7 +224,7 @@ def load_blockwise(folder: str | Path, budget: int | str, *, dtype: torch.dtype 
 
 def _copy(piece: Piece, into: torch.Tensor) -> None:
     """Slice by slice, so that no more than one is in memory twice."""
-    given, mapped, start = piece.file.tensor(piece.stored).view(-1), piece.file.mapped, piece.span()[0]
+    given, mapped, start = piece.tensor().view(-1), piece.file.mapped, piece.span()[0]
     step = SLICE // given.element_size()
     for begin in range(0, len(given), step):
         end = min(begin + step, len(given))
@@ -223,7 +248,7 @@ def _unit(name: str, module: nn.Module, piece: Any, dtype: torch.dtype) -> Unit:
 
 def _look_up_in_file(module: nn.Embedding, piece: Piece) -> None:
     """Rows of an embedding are read where they stand: looking up computes nothing. The pages go after each call."""
-    module._parameters["weight"] = nn.Parameter(piece.file.tensor(piece.stored), requires_grad=False)
+    module._parameters["weight"] = nn.Parameter(piece.tensor(), requires_grad=False)
     module.register_forward_hook(lambda *_: piece.file.mapped.drop([piece.span()]))
 
 
@@ -265,22 +290,6 @@ def _without_weights() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _files(folder: Path) -> Mapping[str, Tensors]:
-    """Name of a tensor -> the file that holds it."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        file = Tensors(folder / "model.safetensors")
-        return dict.fromkeys(file.stored, file)
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        parts = {part: Tensors(folder / Path(part).name) for part in set(named.values())}  # no part lies elsewhere
-    except OSError as error:
-        raise unreadable(index, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadModel("its index does not say which file holds which tensor", where=str(index), expected='{"weight_map": {tensor: file}}') from error
-    return {name: parts[part] for name, part in named.items() if name in parts[part].stored}
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

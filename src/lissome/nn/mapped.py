@@ -1,4 +1,4 @@
-"""Files read through a memory map: tensors are views of it, and its pages are loaded and given back by range.
+"""Files read through a memory map: arrays are views of it, and its pages are loaded and given back by range.
 
 A page of a mapped file counts as a process's memory from the moment it is touched until it is given back; the system may keep the file's contents in its own
 cache all the while, which is no process's memory and goes when somebody needs the room.
@@ -14,33 +14,35 @@ import math
 import mmap
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-import torch
+import numpy as np
 
 from lissome.core.errors import BadModel, EnvironmentLacks
+from lissome.kernels.decoder.arrays import LINE, Array, address
 
 DONTNEED, POPULATE_READ = 4, 22
 """madvise(2) on Linux: give the pages back; read them all now (since Linux 5.14)."""
 HEADER_MOST = 100_000_000
 """Bytes of a safetensors header at the most, as the format's own reader has it."""
 DIMENSIONS = 8
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
+"""The format's types as numpy's, which has no bfloat16: its numbers stand as they are, the upper half of a float32's bits (see `widened`)."""
+FLOATS = ("F32", "F16", "BF16")
 Span = tuple[int, int]
 """First byte, and the one after the last, from the beginning of the file."""
 
@@ -56,15 +58,13 @@ class Mapped:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
         except OSError as error:
             raise unreadable(path, error) from error
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that these bytes cannot be written; nobody does
-            self.bytes = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.zeros(0, dtype=torch.uint8)
-        self.address = self.bytes.data_ptr()
+        self.bytes: Array = np.frombuffer(self._map, np.uint8) if self._map else np.zeros(0, np.uint8)
+        self.address = address(self.bytes)
 
-    def span(self, tensor: torch.Tensor) -> Span | None:
-        """Where a tensor lies in the file; None where it is not a view of it."""
-        start = tensor.data_ptr() - self.address
-        return (start, start + tensor.numel() * tensor.element_size()) if self.address and 0 <= start < self.size else None
+    def span(self, values: Array) -> Span | None:
+        """Where an array lies in the file; None where it is not a view of it."""
+        start = address(values) - self.address
+        return (start, start + values.nbytes) if 0 <= start < self.size else None
 
     def load(self, spans: Iterable[Span]) -> None:
         """Have these bytes in memory. Raises BadModel where the file has become shorter since it was opened, or the disk cannot be read."""
@@ -76,8 +76,8 @@ class Mapped:
                 raise BadModel(f"it can no longer be read: {os.strerror(code)}", where=str(self.path), do="check the disk, and that nothing changes the file")
 
     def drop(self, spans: Iterable[Span]) -> None:
-        """Give the pages of these bytes back; whoever touches them again reads them again."""
-        for start, end in spans:
+        """Give the pages of these bytes back; whoever touches them again reads them again. Nothing is done where there is no Linux."""
+        for start, end in spans if sys.platform.startswith("linux") else ():
             _advise(self.address, start, end, DONTNEED)
 
     def forget(self, spans: Iterable[Span]) -> None:
@@ -112,9 +112,9 @@ def can_stream() -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file. start, end: bytes, from the beginning of the file."""
+    """A tensor in a file. kind: as the format has it ("BF16"); start, end: bytes, from the beginning of the file."""
 
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
     start: int
     end: int
@@ -128,27 +128,69 @@ class Tensors:
         self.path = path
         self.stored: Mapping[str, Stored] = _header(self.mapped)
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def array(self, name: str) -> Array:
         """A tensor over the file's own bytes (copied only where they do not lie as its type must). Raises BadModel where there is none."""
+        one = self._stored(name)
+        raw = self.mapped.bytes[one.start : one.end]
+        aligned = raw if one.start % DTYPES[one.kind].itemsize == 0 else raw.copy()
+        return aligned.view(DTYPES[one.kind]).reshape(one.shape)
+
+    def floats(self, name: str) -> Array:
+        """A tensor as float32, in memory of its own; its pages are given back. Raises BadModel where there is none, or it is not in floats."""
+        one = self._stored(name)
+        if one.kind not in FLOATS:
+            raise BadModel(f'"{name}" is of {one.kind}', where=str(self.path), expected="float32, bfloat16 or float16")
+        made = widened(self.array(name), one.kind)
+        self.mapped.drop([(one.start, one.end)])
+        return made
+
+    def _stored(self, name: str) -> Stored:
         if name not in self.stored:
             raise BadModel(f'there is no tensor "{name}"', where=str(self.path), do="make it anew")
-        one = self.stored[name]
-        raw = self.mapped.bytes[one.start : one.end]
-        aligned = raw if one.start % one.dtype.itemsize == 0 else raw.clone()
-        return aligned.view(one.dtype).view(one.shape)
+        return self.stored[name]
 
 
-def write_header(out: BinaryIO, floats: Mapping[str, tuple[int, ...]], raw: Mapping[str, int]) -> None:
-    """The header of a safetensors file whose tensors follow in this order: floats (name -> shape), which so lie at whole multiples of their size, then bytes
-    (name -> how many)."""
-    sizes = [(name, "F32", list(shape), 4 * math.prod(shape)) for name, shape in floats.items()]
-    sizes += [(name, "U8", [size], size) for name, size in raw.items()]
+def widened(values: Array, kind: str) -> Array:
+    """Numbers of F32, F16 or BF16 as float32, exactly, in memory of their own."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else values.astype(np.float32)
+
+
+def tensors_in(folder: Path) -> Mapping[str, Tensors]:
+    """Name of a tensor -> the file that holds it, of a Hugging Face folder: what its index names, or `model.safetensors`, or every safetensors file.
+
+    Raises BadModel for a folder without weights, a file that is broken, and an index that is none.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise BadModel("there are no weights in it (*.safetensors)", where=str(folder), expected="a Hugging Face folder; pickles are not read")
+        return {name: file for file in map(Tensors, paths) for name in file.stored}
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        parts = {part: Tensors(folder / Path(part).name) for part in set(named.values())}  # no part lies elsewhere
+    except OSError as error:
+        raise unreadable(index, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadModel("its index does not say which file holds which tensor", where=str(index), expected='{"weight_map": {tensor: file}}') from error
+    return {name: parts[part] for name, part in named.items() if name in parts[part].stored}
+
+
+def write_header(out: BinaryIO, raw: Mapping[str, int], floats: Mapping[str, tuple[int, ...]]) -> None:
+    """The header of a safetensors file whose tensors follow in this order: bytes (name -> how many), then floats (name -> shape).
+
+    The first begins at a cache line of the mapped file, and so do all that follow whole lines, as matrices in tiles are: a vector is loaded from one line, not
+    two. Bytes whose number is no multiple of four would leave floats where they cannot be read in place: put none.
+    """
+    sizes = [(name, "U8", [size], size) for name, size in raw.items()]
+    sizes += [(name, "F32", list(shape), 4 * math.prod(shape)) for name, shape in floats.items()]
     header, at = {}, 0
     for name, kind, shape, size in sizes:
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % LINE)
     out.write(len(text).to_bytes(8, "little") + text)
 
 
@@ -156,11 +198,11 @@ def _header(mapped: Mapped) -> dict[str, Stored]:
     path = str(mapped.path)
     if mapped.size < 8:
         raise BadModel(f"it has {mapped.size} bytes and is no safetensors file", where=path, do="make it anew")
-    length = int.from_bytes(mapped.bytes[:8].numpy().tobytes(), "little")
+    length = int.from_bytes(mapped.bytes[:8].tobytes(), "little")
     if length > min(HEADER_MOST, mapped.size - 8):
         raise BadModel(f"it claims a header of {length:,} bytes, and has {mapped.size:,} in all", where=path, do="make it anew")
     try:
-        found = json.loads(mapped.bytes[8 : 8 + length].numpy().tobytes().decode("utf-8"))
+        found = json.loads(mapped.bytes[8 : 8 + length].tobytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadModel(f"its header is no JSON: {str(error).splitlines()[0]}", where=path, do="make it anew") from error
     if not isinstance(found, dict):
@@ -184,7 +226,7 @@ def _stored(path: str, name: str, entry: Any, begin: int, size: int) -> Stored:
         raise BadModel(f'the tensor "{name[:80]}" ends at byte {end:,}, and the file at {size:,}', where=path, do="make it anew")
     if end - start != wanted:
         raise BadModel(f'the tensor "{name[:80]}" has {end - start:,} bytes and the shape {shape} of {kind}', where=path, expected=f"{wanted:,} bytes")
-    return Stored(DTYPES[kind], tuple(shape), start, end)
+    return Stored(kind, tuple(shape), start, end)
 
 
 def _whole(values: Any) -> TypeGuard[list[int]]:

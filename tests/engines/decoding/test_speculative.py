@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from lissome.core.errors import BadInput, BadModel
 from lissome.engines.decoding.engine import Engine
-from lissome.engines.decoding.sampling import Sampler, Sampling
+from lissome.engines.decoding.sampling import Sampler, Sampling, drawn
 from lissome.engines.decoding.speculative import Drafting, Speculative, settled
 from lissome.engines.decoding.text import Spoken, generate
 from lissome.kernels.decoder.native import Decoder, Pool
@@ -87,7 +88,7 @@ def test_a_draft_of_nonsense_costs_no_token_of_the_text(tokenizer):
     engine = Plain(from_llama(MODELS[0]), tokenizer)
     expected = follow(engine, Sampler(Sampling()), [1, 2], 8)
     drafts = Speculative(engine, Sampler(Sampling()), Drafting(layers=1, head=64))
-    drafts.early.weights.head.data.view(torch.float32).fill_(float("nan"))
+    drafts.early.weights.head.data.view(np.float32)[:] = np.nan
     assert follow(drafts, drafts, [1, 2], 8) == expected and drafts.drafted == 0
 
 
@@ -107,14 +108,14 @@ def test_settled_tokens_are_drawn_from_what_is_meant(meant, proposed, seed):
     """The probability of each outcome, by integrating over the uniform draw with a fine grid in its place."""
     if not sum(meant) or not sum(proposed):
         return
-    p, q = (torch.tensor(one, dtype=torch.float64) / sum(one) for one in (meant, proposed))
-    stands = torch.where(q > 0, (p / q.clamp(min=1e-12)).clamp(max=1), torch.zeros(4, dtype=torch.float64))
-    more = (p - q).clamp(min=0)
+    p, q = (np.array(one) / sum(one) for one in (meant, proposed))
+    stands = np.where(q > 0, (p / q.clip(min=1e-12)).clip(max=1), 0)
+    more = (p - q).clip(min=0)
     rest = more / more.sum() if more.sum() > 0 else p
     outcome = q * stands + (q * (1 - stands)).sum() * rest
-    torch.testing.assert_close(outcome, p)
-    token = int(torch.multinomial(q, 1, generator=torch.Generator().manual_seed(seed)))
-    assert float(p[settled(p, q, token, torch.Generator().manual_seed(seed))]) > 0  # never what the model would not say
+    np.testing.assert_allclose(outcome, p, atol=1e-12)
+    token = drawn(q, np.random.default_rng(seed))
+    assert float(p[settled(p, q, token, np.random.default_rng(seed))]) > 0  # never what the model would not say
 
 
 def test_drawn_texts_have_the_models_distribution(tokenizer):
@@ -126,9 +127,9 @@ def test_drawn_texts_have_the_models_distribution(tokenizer):
     plain = Sampler(sampling)
     first = plain.probabilities(engine.read([1, 2]))
     expected = {}
-    for a in first.nonzero().flatten().tolist():
+    for a in np.flatnonzero(first):
         second = plain.probabilities(engine.read([1, 2, a]))
-        for b in second.nonzero().flatten().tolist():
+        for b in np.flatnonzero(second):
             expected[a, b] = float(first[a] * second[b])
     drafts = Speculative(engine, Sampler(sampling), Drafting(layers=1, tokens=2))
     seen = dict.fromkeys(expected, 0)
@@ -174,16 +175,16 @@ def test_what_cannot_draft_is_refused(tokenizer):
 @pytest.mark.parametrize("bits", [4, 8, 32])
 def test_parts_after_one_another_are_the_whole(bits):
     weights = from_llama(MODELS[2], None if bits == 32 else lambda _, w: coded(w, bits))
-    tokens, slots, places = torch.randint(0, 300, (20,), generator=torch.Generator().manual_seed(0)), torch.zeros(20), torch.arange(20)
+    tokens, slots, places = np.random.default_rng(0).integers(300, size=20), np.zeros(20), np.arange(20)
     for made in (lambda: Decoder(weights, 1, 32, Pool(2)), lambda: Reference(weights, 1, 32)):
         whole, parted = made(), made()
         expected = whole.step(tokens, slots, places, places)
-        states = torch.empty(20, 64)
-        assert parted.part(0, 2).step(tokens, slots, places, torch.arange(0), end=states).shape[0] == 0
+        states = np.empty((20, 64), np.float32)
+        assert parted.part(0, 2).step(tokens, slots, places, np.arange(0), end=states).shape[0] == 0
         found = parted.part(2, 3).step(tokens, slots, places, places, begin=states)
-        assert torch.equal(found, expected) and torch.equal(parted.keys, whole.keys)
-        head = chosen_rows(weights.head, torch.tensor([7, 3, 250]))
-        assert torch.equal(parted.part(2, 3, head).step(tokens, slots, places, places, begin=states), expected[:, [7, 3, 250]])
+        assert np.array_equal(found, expected) and parted.keys.tolist() == whole.keys.tolist()
+        head = chosen_rows(weights.head, [7, 3, 250])
+        assert np.array_equal(parted.part(2, 3, head).step(tokens, slots, places, places, begin=states), expected[:, [7, 3, 250]])
     with pytest.raises(BadInput, match="are not those of 20 rows"):
         Decoder(weights, 1, 32, Pool(1)).step(tokens, slots, places, places, begin=states[:3])
 
@@ -192,6 +193,6 @@ def test_chosen_rows_are_the_rows():
     weight = torch.randn(50, 64)
     for one in (weight, coded(weight), coded(weight, 8)):
         packed = pack(one)
-        some = torch.tensor(list(itertools.islice(itertools.cycle([49, 0, 17]), 20)))
-        assert torch.equal(dense(chosen_rows(packed, some)), dense(packed)[some])
-    assert isinstance(unpack(pack(weight)), torch.Tensor)
+        some = np.array(list(itertools.islice(itertools.cycle([49, 0, 17]), 20)))
+        assert np.array_equal(dense(chosen_rows(packed, some)), dense(packed)[some])
+    assert isinstance(unpack(pack(weight)), np.ndarray)

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from lissome.core.errors import BadInput, BadModel
 from lissome.engines.decoding.engine import Batch, Engine, open_engine, pack_gguf, packed
@@ -48,21 +48,21 @@ def streamed(folder: Path, kept: int, rows: int = 256) -> Engine:
 @pytest.mark.parametrize("kept", [0, 2, 99])
 def test_logits_are_the_resident_models_bit_for_bit(folder, kept):
     whole, parts = open_engine(folder, slots=2, capacity=64, threads=1), streamed(folder, kept)
-    draw = torch.Generator().manual_seed(kept)
-    prompt = torch.randint(0, 262, (30,), generator=draw)
-    rows = Batch(prompt, torch.tensor([0] * 21 + [1] * 9), torch.tensor([*range(21), *range(9)]), torch.tensor([3, 20, 29]))
-    assert torch.equal(parts.step(rows), whole.step(rows))
+    draw = np.random.default_rng(kept)
+    prompt = draw.integers(262, size=30)
+    rows = Batch(prompt, np.repeat([0, 1], [21, 9]), np.array([*range(21), *range(9)]), np.array([3, 20, 29]))
+    assert np.array_equal(parts.step(rows), whole.step(rows))
     for at in range(4):
-        tokens = torch.randint(0, 262, (2,), generator=draw)
-        step = Batch(tokens, torch.tensor([0, 1]), torch.tensor([21 + at, 9 + at]), torch.tensor([0, 1]))
-        assert torch.equal(parts.step(step), whole.step(step))
+        tokens = draw.integers(262, size=2)
+        step = Batch(tokens, np.array([0, 1]), np.array([21 + at, 9 + at]), np.array([0, 1]))
+        assert np.array_equal(parts.step(step), whole.step(step))
 
 
 def test_a_long_prompt_goes_part_by_part_as_the_resident_model_given_the_same_parts(folder):
     whole, parts = open_engine(folder, capacity=64, threads=1), streamed(folder, 0, rows=7)
     tokens = list(range(5, 25))
     expected = [whole.read(tokens[at : at + 7], start=at) for at in range(0, 20, 7)][-1]
-    assert torch.equal(parts.read(tokens), expected)
+    assert np.array_equal(parts.read(tokens), expected)
 
 
 def test_pages_are_given_back(folder):
@@ -119,7 +119,7 @@ def test_a_process_that_grows_gives_back_what_it_kept(folder, monkeypatch):
     engine = streamed(folder, 99)
     expected = engine.read([1, 2, 3])
     monkeypatch.setattr(Budget, "over", lambda self: True)
-    assert torch.equal(engine.read([1, 2, 3]), expected)
+    assert np.array_equal(engine.read([1, 2, 3]), expected)
     assert engine.streamed.kept == 0
 
 
@@ -128,12 +128,12 @@ def test_a_gguf_file_is_packed_once_into_the_cache(tmp_path, monkeypatch):
     path = as_gguf(llama(), tmp_path / "m.gguf")
     expected = open_engine(path, threads=1, capacity=64).read([4, 5])
     engine = open_engine(path, threads=1, budget=AMPLE, capacity=64)
-    assert torch.equal(engine.read([4, 5]), expected)
+    assert np.array_equal(engine.read([4, 5]), expected)
     assert packed(path).parent.parent == tmp_path / "cache" and len(list((tmp_path / "cache" / "decoder").iterdir())) == 1
 
 
 def test_packing_slice_by_slice_is_packing(tmp_path, monkeypatch):
-    monkeypatch.setattr("lissome.nn.decoder.pack_file.SLICE", 64 * 16)
+    monkeypatch.setattr("lissome.nn.decoder.weights.SLICE", 64 * 16)
     monkeypatch.setattr("lissome.nn.decoder.pack_file.POSITIONS", 100)
     path = as_gguf(llama(tie_word_embeddings=False, vocab_size=301), tmp_path / "m.gguf")
     pack_gguf(path, tmp_path / "m")
@@ -141,11 +141,11 @@ def test_packing_slice_by_slice_is_packing(tmp_path, monkeypatch):
     found, told = load_decoder(tmp_path / "m")
     save_decoder(from_gguf(file), tmp_path / "plain", tokenizer_of(file), told.about)
     plain, again = load_decoder(tmp_path / "plain")
-    assert told == again and torch.equal(found.cosine, plain.cosine) and torch.equal(found.sine, plain.sine)
-    assert torch.equal(found.embedding.data, plain.embedding.data) and torch.equal(found.head.data, plain.head.data)
+    assert told == again and np.array_equal(found.cosine, plain.cosine) and np.array_equal(found.sine, plain.sine)
+    assert np.array_equal(found.embedding.data, plain.embedding.data) and np.array_equal(found.head.data, plain.head.data)
     for a, b in zip(found.layers, plain.layers, strict=True):
-        assert all(torch.equal(a.matrices[name].data, b.matrices[name].data) for name in a.matrices)
-        assert torch.equal(a.attention_norm, b.attention_norm) and torch.equal(a.ffn_norm, b.ffn_norm)
+        assert all(np.array_equal(a.matrices[name].data, b.matrices[name].data) for name in a.matrices)
+        assert np.array_equal(a.attention_norm, b.attention_norm) and np.array_equal(a.ffn_norm, b.ffn_norm)
 
 
 def test_layers_alone_cannot_be_had(folder):
@@ -160,7 +160,8 @@ def test_a_prediction_is_an_estimate(folder):
 
 
 CHILD = """
-import json, sys, torch
+import json, sys
+import numpy as np
 from lissome.engines.decoding.engine import Batch, open_engine
 from lissome.machine.memory import peak_rss
 from lissome.machine.budget import resident
@@ -172,7 +173,7 @@ if out:
     prompt = list(range(3, 43))
     logits = [engine.read(prompt[at : at + rows], start=at) for at in range(0, 40, rows)][-1:]
     logits += [engine.read([at + 1], start=40 + at) for at in range(2)]
-    torch.save(torch.stack(logits), out)
+    np.save(out, np.stack(logits))
 print(json.dumps({"peak": 1e6 * peak_rss("").value, "floor": floor, "rows": rows}))
 """
 
@@ -190,18 +191,18 @@ def written(folder: Path, layers: int, hidden: int, ffn: int) -> int:
     from lissome.nn.decoder.folder import About
     from lissome.nn.decoder.weights import rotations
 
-    draw = torch.Generator().manual_seed(0)
+    draw = np.random.default_rng(0)
 
     def made(rows: int, columns: int):
-        codes = torch.randint(0, 16, (rows, columns), generator=draw, dtype=torch.uint8)
-        scale = torch.full((rows, columns // 32), 0.1 / columns**0.5, dtype=torch.float16)
+        codes = draw.integers(16, size=(rows, columns), dtype=np.uint8)
+        scale = np.full((rows, columns // 32), 0.1 / columns**0.5, np.float16)
         return pack(Codes(codes, scale, -8 * scale))
 
     one = {"q": (hidden, hidden), "k": (256, hidden), "v": (256, hidden), "o": (hidden, hidden), "gate": (ffn, hidden), "up": (ffn, hidden)}
     shared = {name: made(*shape) for name, shape in (one | {"down": (hidden, ffn)}).items()}
-    layer = Layer(torch.ones(hidden), torch.ones(hidden), shared)
+    layer = Layer(np.ones(hidden), np.ones(hidden), shared)
     embedding, heads = made(1024, hidden), hidden // 64
-    weights = Weights([layer] * layers, embedding, embedding, torch.ones(hidden), *rotations(64, 256, 10000.0), heads, 4, 64, 1e-5, 0.125)
+    weights = Weights([layer] * layers, embedding, embedding, np.ones(hidden), *rotations(64, 256, 10000.0), heads, 4, 64, 1e-5, 0.125)
     file = as_gguf(llama(), folder.parent / "small.gguf")
     save_decoder(weights, folder, tokenizer_of(read_gguf(file)), About())
     return (folder / TENSORS).stat().st_size
@@ -213,11 +214,11 @@ def test_a_model_larger_than_its_budget_stays_below_it(tmp_path, layers, over_fl
     """Some 100 MB within 60, and about a gigabyte within 300: the peak of a process of its own, and the resident model's bits."""
     size = written(tmp_path / "m", layers, 2048, 2048)
     budget = child(tmp_path / "m")["floor"] + over_floor
-    found = child(tmp_path / "m", budget, out=str(tmp_path / "parts.pt"))
-    whole = child(tmp_path / "m", rows=found["rows"], out=str(tmp_path / "whole.pt"))
+    found = child(tmp_path / "m", budget, out=str(tmp_path / "parts.npy"))
+    whole = child(tmp_path / "m", rows=found["rows"], out=str(tmp_path / "whole.npy"))
     assert size > 1.3 * over_floor
     assert found["peak"] <= budget < whole["peak"]
-    assert torch.equal(*(torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "parts.pt")))
+    assert np.array_equal(*(np.load(tmp_path / name) for name in ("whole.npy", "parts.npy")))
 
 
 def test_this_process_is_measured():

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ class Scripted:
 
     def read(self, tokens, slot=0, start=0):
         self.reads.append((list(tokens), start))
-        logits = torch.zeros(262)
+        logits = np.zeros(262, np.float32)
         logits[self.left.pop(0) if self.left else 2] = 5
         return logits
 
@@ -122,9 +123,9 @@ def test_when_the_room_is_used_up_it_stops_or_forgets(engine):
 def test_sliding_keeps_the_first_tokens_and_the_newest_at_places_from_zero(engine):
     _, _, scripted = said(engine, "abcdefghijklmnopqrstuvwxyz", capacity=20, overflow="slide")
     first = engine.tokenizer.encode("the").ids
-    slid = [tokens for tokens, start in scripted.reads[1:] if start == 0]
     written = first + engine.tokenizer.encode("abcdefghijklmnopqrstuvwxyz").ids
-    assert slid and slid[0] == written[:4] + written[21 - 6 : 21] and len(slid[0]) == 10
+    slid = [(tokens, start) for tokens, start in scripted.reads[1:] if len(tokens) > 1]
+    assert slid and slid[0] == (written[21 - 6 : 21], 4)  # the first four stand where they stood
     assert said(engine, "a", capacity=4, overflow="slide")[2].reads[0][0] == first  # what fits is left alone
 
 
@@ -169,14 +170,14 @@ def test_two_sequences_side_by_side_are_as_each_alone(engine):
     alone = [engine.read(tokens) for tokens in ([5, 6, 7], [8, 9])]
     engine.read([5, 6], slot=0)
     engine.read([8], slot=1)
-    both = engine.step(Batch(torch.tensor([7, 9]), torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0, 1])))
-    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-3, atol=5e-3)  # inputs of several rows may be rounded to 16 bits
+    both = engine.step(Batch(np.array([7, 9]), np.array([0, 1]), np.array([2, 1]), np.array([0, 1])))
+    np.testing.assert_allclose(both, np.stack(alone), rtol=1e-3, atol=5e-3)  # inputs of several rows may be rounded to 16 bits
 
 
 def test_a_packed_folder_says_the_same_and_is_loaded_without_a_copy(path, tmp_path, engine):
     pack_to(tmp_path / "packed", str(path))
     again = open_engine(tmp_path / "packed", capacity=64, threads=1)
-    assert torch.equal(again.read([5, 6, 7]), engine.read([5, 6, 7]))
+    assert np.array_equal(again.read([5, 6, 7]), engine.read([5, 6, 7]))
     assert again.about == engine.about and again.ends() == engine.ends()
 
 
@@ -233,7 +234,7 @@ def test_bad_models(path, tmp_path, engine):
     wide.add_tokens([f"extra{i}" for i in range(100)])
     with pytest.raises(BadModel, match="the tokenizer has 362 tokens and the model 300"):
         Engine(engine.weights, wide)
-    many = pack(torch.zeros(5000, 64))
+    many = pack(np.zeros((5000, 64)))
     with pytest.raises(BadModel, match="the tokenizer has 262 tokens and the model 5,000"):
         Engine(dataclasses.replace(engine.weights, embedding=many, head=many), tokenizer_of(read_gguf(path)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lissome.kernels.decoder.packed import Codes
@@ -42,7 +43,7 @@ def coded(weight: torch.Tensor, bits: int = 4) -> Codes:
 
 def neighbours_first(weight: Any, heads: int) -> Any:
     """Rows of queries or keys as llama.cpp's converter lays them: neighbours are rotated."""
-    return weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+    return np.asarray(weight).reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def as_gguf(model: Any, path: Path, **metadata: Any) -> Path:
@@ -51,7 +52,7 @@ def as_gguf(model: Any, path: Path, **metadata: Any) -> Path:
 
     def kept(weight: torch.Tensor, bits: int = 4) -> Codes:
         codes = coded(weight, bits)
-        weight.data.copy_(codes.dense())
+        weight.data.copy_(torch.from_numpy(codes.dense()))
         return codes
 
     tensors["token_embd.weight"] = kept(model.model.embed_tokens.weight, 8)

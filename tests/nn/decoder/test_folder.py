@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,10 +32,10 @@ def folder(tmp_path):
 def test_kinds_come_back(folder):
     weights, description = load_decoder(folder)
     assert [one.kind for one in description.ffn] == ["gated", "gate-first", "plain", "experts"]
-    assert weights.layers[1].ffn == KINDS[1] and torch.equal(weights.layers[3].ffn.experts.bias, KINDS[3].experts.bias)
+    assert weights.layers[1].ffn == KINDS[1] and np.array_equal(weights.layers[3].ffn.experts.bias, KINDS[3].experts.bias)
     before, after = (Reference(one, 1, 8, half=False) for one in (decoder(*(layer(ffn, 4) for ffn in KINDS)), weights))
     step = [torch.arange(3), torch.zeros(3), torch.arange(3), torch.arange(3)]
-    assert torch.equal(before.step(*step), after.step(*step))
+    assert np.array_equal(before.step(*step), after.step(*step))
 
 
 def test_a_folder_that_names_no_kinds_is_gated(tmp_path, folder):

@@ -60,4 +60,4 @@ def codes(weight: torch.Tensor, group: int) -> Codes:
     offset = (-torch.from_numpy(scales.zero).float() * scale.float()).half()
     wide = scale.float().clamp_min(torch.finfo(torch.float16).tiny)[..., None]
     found = ((grouped(weight, group) - offset.float()[..., None]) / wide).round().clamp(0, 15)
-    return Codes(found.to(torch.uint8).flatten(1), scale, offset)
+    return Codes(found.to(torch.uint8).flatten(1).numpy(), scale.numpy(), offset.numpy())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch.nn import functional
@@ -21,6 +22,7 @@ from lissome.compress.quantize.grids import Rule, Search, decoder_rule, find_gri
 from lissome.core.config import Config
 from lissome.core.errors import BadInput, BadModel
 from lissome.core.progress import Progress, Silent
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Codes, Packed, pack
 from lissome.nn.decoder.checkpoint import Checkpoint, Shape
@@ -114,7 +116,8 @@ def round_decoder(checkpoint: Checkpoint, config: RoundConfig | None = None, win
     rule = decoder_rule(4, config.symmetric)
     _check_groups(shape, config)
     embedding = checkpoint.read("embedding")
-    states, rotation = None, rotations(shape.dim, shape.positions, shape.base)
+    cosine, sine = rotations(shape.dim, shape.positions, shape.base)
+    states, rotation = None, (torch.from_numpy(cosine), torch.from_numpy(sine))
     if config.by_inputs:
         states = _embedded(embedding, _checked(windows, shape, config))
     progress.stage(f"round {shape.layers} blocks ({config.method})", shape.layers)
@@ -127,18 +130,20 @@ def round_decoder(checkpoint: Checkpoint, config: RoundConfig | None = None, win
             codes = {name: _coded(weight, f"layers.{at}.{name}", rule, config) for name, weight in block.matrices.items()}
         else:
             states = _calibrated(block, states, shape, rotation, rule, config, at, codes)
-        layers.append(Layer(block.attention_norm, block.ffn_norm, {name: pack(one) for name, one in codes.items()}))
+        layers.append(Layer(block.attention_norm.numpy(), block.ffn_norm.numpy(), {name: pack(one) for name, one in codes.items()}))
         progress.step()
     packed = _table(embedding, "embedding", config)
     head = packed if shape.tied else _table(checkpoint.read("head"), "head", config)
-    cosine, sine = rotation
     return Weights(layers, packed, head, checkpoint.floats("norm"), cosine, sine, shape.heads, shape.kv_heads, shape.dim, shape.epsilon, shape.dim**-0.5)
 
 
 def read_block(checkpoint: Checkpoint, at: int) -> Block:
     """One block's floats."""
-    matrices = {name: checkpoint.floats(f"layers.{at}.{name}") for stage in STAGES for name in stage}
-    return Block(matrices, checkpoint.floats(f"layers.{at}.attention_norm"), checkpoint.floats(f"layers.{at}.ffn_norm"))
+
+    def floats(name: str) -> torch.Tensor:
+        return torch.from_numpy(checkpoint.floats(f"layers.{at}.{name}"))
+
+    return Block({name: floats(name) for stage in STAGES for name in stage}, floats("attention_norm"), floats("ffn_norm"))
 
 
 def _calibrated(
@@ -163,7 +168,7 @@ def _calibrated(
                 codes[name] = grid.packable(found)
             else:
                 codes[name] = _coded(block.matrices[name], where, rule, config, inputs.hessian.diagonal())
-            block.matrices[name] = codes[name].dense()
+            block.matrices[name] = torch.from_numpy(codes[name].dense())
 
     return through(block, states, shape, _first(rotation, states), visit)
 
@@ -233,7 +238,7 @@ def _naming(name: str) -> Iterator[None]:
         raise BadModel(f"{name}: {error.what}", do=error.do) from error
 
 
-def _table(table: torch.Tensor | Codes, name: str, config: RoundConfig) -> Packed:
+def _table(table: Array | Codes, name: str, config: RoundConfig) -> Packed:
     """An embedding or a head; codes stay the codes they are."""
     if isinstance(table, Codes) or config.embedding == 32:
         return pack(table)
@@ -241,14 +246,14 @@ def _table(table: torch.Tensor | Codes, name: str, config: RoundConfig) -> Packe
     search: Search = "rtn" if config.embedding == 8 else config.search
     group = config.group if config.embedding == 4 else 32
     with _naming(name):
-        parts = [(part, find_grid(part, group, rule, search)) for part in torch.split(table, ROWS_TOGETHER)]
+        parts = [(part, find_grid(part, group, rule, search)) for part in torch.split(torch.from_numpy(table), ROWS_TOGETHER)]
     coded = [grid.packable(grid.codes(part)) for part, grid in parts]
-    return pack(Codes(*(torch.cat([getattr(one, field) for one in coded]) for field in ("codes", "scale", "offset"))))
+    return pack(Codes(*(np.concatenate([getattr(one, field) for one in coded]) for field in ("codes", "scale", "offset"))))
 
 
-def _embedded(embedding: torch.Tensor | Codes, windows: torch.Tensor) -> torch.Tensor:
+def _embedded(embedding: Array | Codes, windows: torch.Tensor) -> torch.Tensor:
     table = embedding.dense() if isinstance(embedding, Codes) else embedding
-    return functional.embedding(windows.long(), table)
+    return functional.embedding(windows.long(), torch.from_numpy(table))
 
 
 def _first(rotation: tuple[torch.Tensor, torch.Tensor], states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,7 +80,7 @@ class Grid:
     def packable(self, codes: torch.Tensor) -> Codes:
         """Codes [rows, columns] for the kernel; the rule must be one of `decoder_rule`."""
         kind = torch.uint8 if self.rule.low == 0 else torch.int8
-        return Codes(codes.to(kind), self.scale.half(), self.offset.half())
+        return Codes(*(one.cpu().numpy() for one in (codes.to(kind), self.scale.half(), self.offset.half())))
 
 
 def nearest(weight: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, rule: Rule) -> torch.Tensor:

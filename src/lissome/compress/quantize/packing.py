@@ -24,10 +24,11 @@ from lissome.data.packing import pack, text_files, texts, token_ids
 from lissome.kernels.decoder.native import Weights
 from lissome.kernels.decoder.packed import Codes
 from lissome.nn.decoder.checkpoint import Checkpoint, open_checkpoint
-from lissome.nn.decoder.folder import DESCRIPTION, save_decoder, weights_bytes
+from lissome.nn.decoder.folder import DESCRIPTION, load_decoder, save_decoder, weights_bytes
 from lissome.nn.decoder.gguf import BLOCK, read_gguf
 from lissome.nn.decoder.gguf_out import save_gguf
-from lissome.nn.decoder.weights import from_gguf, from_llama
+from lissome.nn.decoder.pack_file import pack_file
+from lissome.nn.decoder.weights import from_llama
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,8 +65,13 @@ def pack_to(
     if gguf is not None and config is not None and config.group != BLOCK:
         raise BadInput(f"GGUF has no place for groups of {config.group}.", expected=f"groups of {BLOCK}", do=f"take --group {BLOCK}, or leave --gguf out")
     checkpoint = open_checkpoint(Path(ref).expanduser())
-    weights, method = _weights(Path(ref).expanduser(), checkpoint, config, text, task, progress)
-    save_decoder(weights, out, checkpoint.tokenizer, checkpoint.about)
+    path = Path(ref).expanduser()
+    if config is None and path.is_file() and isinstance(checkpoint.read("layers.0.q"), Codes):  # slice by slice: the model is never in memory
+        pack_file(read_gguf(path), out, checkpoint.tokenizer, checkpoint.about)
+        weights, method = load_decoder(out)[0], None
+    else:
+        weights, method = _weights(path, checkpoint, config, text, task, progress)
+        save_decoder(weights, out, checkpoint.tokenizer, checkpoint.about)
     if gguf is not None:
         save_gguf(gguf, weights, checkpoint.shape, checkpoint.tokenizer, checkpoint.about, out.name)
     floats = [one.rows * one.columns for one in _matrices(weights)]
@@ -75,13 +81,11 @@ def pack_to(
 def _weights(
     path: Path, checkpoint: Checkpoint, config: RoundConfig | None, text: Path | None, task: str | None, progress: Progress
 ) -> tuple[Weights, str | None]:
-    """The packed weights, and the method by which they were rounded."""
+    """The packed weights, and the method by which they were rounded, None where they are codes already."""
     if path.is_dir() and is_quantized(str(path)):
         if config is not None:
             raise BadInput("the model is quantised already; its codes are packed as they are.", where=str(path), do="leave --method out")
         return from_quantized(load_quantized(path)), None
-    if config is None and path.is_file() and isinstance(checkpoint.read("layers.0.q"), Codes):
-        return from_gguf(read_gguf(path)), None
     config = config or RoundConfig()
     windows = calibration_windows(checkpoint, config, text, task) if config.by_inputs else None
     return round_decoder(checkpoint, config, windows, progress), config.method
@@ -151,14 +155,15 @@ def codes_of(weight: torch.Tensor, quant: LayerQuant, scales: LayerScales) -> Co
         raise BadInput(
             f"{list(weight.shape)} weights in groups of {group} are not offered", expected="4 bits, or symmetric 8, in groups that divide the columns"
         )
-    whole = torch.from_numpy(integers(weight.float().numpy(), quant, scales)).view(len(weight), -1)[:, : weight.shape[1]]
-    scale = torch.as_tensor(scales.weight).reshape(len(weight), -1).expand(-1, weight.shape[1] // group).half()
+    rows, groups = len(weight), weight.shape[1] // group
+    whole = integers(weight.float().numpy(), quant, scales).reshape(rows, -1)[:, : weight.shape[1]]
+    scale = np.broadcast_to(np.asarray(scales.weight).reshape(rows, -1), (rows, groups)).astype(np.float16)
     if quant.precision == "w8a16":
-        return Codes(whole.to(torch.int8), scale, torch.zeros_like(scale))
+        return Codes(whole.astype(np.int8), scale, np.zeros_like(scale))
     rule = decoder_rule(4, quant.symmetric)
-    zero = 8 if scales.zero is None else torch.as_tensor(scales.zero).reshape(len(weight), -1).expand(-1, weight.shape[1] // group)
+    zero = np.float32(8) if scales.zero is None else np.broadcast_to(np.asarray(scales.zero, np.float32).reshape(rows, -1), (rows, groups))
     codes = whole + 8 if scales.zero is None else whole
-    return Codes(codes.clamp(rule.low, rule.high).to(torch.uint8), scale, (-zero * scale.float()).half())
+    return Codes(codes.clip(rule.low, rule.high).astype(np.uint8), scale, (-zero * scale.astype(np.float32)).astype(np.float16))
 
 
 def _matrices(weights: Weights) -> list[Any]:

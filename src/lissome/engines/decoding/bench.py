@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-import torch
+import numpy as np
 
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import achieved_confidence, median_interval
@@ -19,13 +19,13 @@ def bench(engine: Engine, prompt: int, tokens: int, rounds: int) -> list[Measure
     The tokens are drawn by lot: what they are does not matter to the time. A first round is not counted.
     Within a memory budget also the seconds a step was predicted to take, those it took, and this process's peak memory.
     """
-    machine, lot = identify().fingerprint, torch.Generator().manual_seed(0)
-    vocabulary, slots = engine.weights.embedding.rows, torch.arange(engine.slots)
+    machine, lot = identify().fingerprint, np.random.default_rng(0)
+    vocabulary, slots = engine.weights.embedding.rows, np.arange(engine.slots)
     reading, writing, each = [], [], []
     streamed = engine.streamed
     predicted = [streamed.predicted()] if streamed else []
     for at in range(-1, rounds):
-        given = torch.randint(0, vocabulary, (prompt,), generator=lot).tolist()
+        given = lot.integers(vocabulary, size=prompt).tolist()
         begun = time.perf_counter()
         engine.read(given)
         read = time.perf_counter() - begun
@@ -33,8 +33,8 @@ def bench(engine: Engine, prompt: int, tokens: int, rounds: int) -> list[Measure
             engine.read(given, slot)
         begun = time.perf_counter()
         for step in range(tokens):
-            token = torch.randint(0, vocabulary, (engine.slots,), generator=lot)
-            engine.step(Batch(token, slots, torch.full((engine.slots,), prompt + step), slots))
+            token = lot.integers(vocabulary, size=engine.slots)
+            engine.step(Batch(token, slots, np.full(engine.slots, prompt + step), slots))
         wrote = time.perf_counter() - begun
         if at >= 0:
             reading.append(prompt / read)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from lissome.core.cache import Cache, check_out, file_sha256
 from lissome.core.errors import BadInput, BadModel
 from lissome.engines.decoding.streaming import Streamed
+from lissome.kernels.decoder.arrays import Array, hold
 from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights
 from lissome.kernels.decoder.packed import Packed
-from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
 from lissome.machine.budget import measured_budget, parse_bytes
 from lissome.nn.decoder.check import check_weights
@@ -22,12 +22,14 @@ from lissome.nn.decoder.checkpoint import gguf_about
 from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TOKENIZER, About, is_decoder, map_decoder
 from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.pack_file import pack_file
-from lissome.nn.decoder.tokenizer import tokenizer_of
+from lissome.nn.decoder.tokenizer import read_tokenizer, tokenizer_of
 from lissome.nn.decoder.weights import from_gguf
 from lissome.nn.mapped import Mapped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from lissome.kernels.decoder.reference import Reference
 
 ROOM = 4096
 """Tokens that a sequence has room for unless another number is asked for: keys and values of a whole context would take more memory than most need."""
@@ -44,10 +46,13 @@ class Batch:
     """Rows of a step. tokens, slots, positions: [rows], a token each, the sequence it is of and its place there; rows of a sequence are neighbours, in
     rising order. wanted: the rows whose logits are asked for."""
 
-    tokens: torch.Tensor
-    slots: torch.Tensor
-    positions: torch.Tensor
-    wanted: torch.Tensor
+    tokens: Array
+    slots: Array
+    positions: Array
+    wanted: Array
+
+    def __post_init__(self) -> None:
+        hold(self, "tokens", "slots", "positions", "wanted")
 
 
 class Engine:
@@ -92,22 +97,24 @@ class Engine:
             self._decoder = Streamed(weights, within[0], slots, capacity, self.threads, measured_budget(within[1]), inputs)
             self.capacity = self._decoder.plan.capacity
         elif library().handle is None:
+            from lissome.kernels.decoder.reference import Reference  # torch: loaded where it computes, and nowhere else
+
             self._decoder = Reference(weights, slots, self.capacity)
         else:
             self._decoder = Decoder(weights, slots, self.capacity, Pool(self.threads), inputs=inputs)
 
-    def step(self, batch: Batch) -> torch.Tensor:
-        """Logits [wanted, vocabulary] after all rows of the batch were read. Raises BadInput for places beyond the capacity."""
+    def step(self, batch: Batch) -> Array:
+        """Logits [wanted, vocabulary], float32, after all rows of the batch were read. Raises BadInput for places beyond the capacity."""
         if len(batch.positions) and int(batch.positions.max()) >= self.capacity:
             raise BadInput(f"place {int(batch.positions.max()):,} is beyond the {self.capacity:,} tokens that there is room for", do="give a shorter text")
         return self._decoder.step(batch.tokens, batch.slots, batch.positions, batch.wanted)
 
-    def read(self, tokens: list[int], slot: int = 0, start: int = 0) -> torch.Tensor:
+    def read(self, tokens: list[int], slot: int = 0, start: int = 0) -> Array:
         """Logits [vocabulary] after `tokens`, the first of which stands at `start` of a slot."""
         if not tokens:
             raise BadInput("there is nothing to go on from: 0 tokens", expected="a prompt of at least one token")
         rows = len(tokens)
-        given = Batch(torch.tensor(tokens), torch.full((rows,), slot), torch.arange(start, start + rows), torch.tensor([rows - 1]))
+        given = Batch(np.array(tokens), np.full(rows, slot), np.arange(start, start + rows), np.array([rows - 1]))
         return self.step(given)[0]
 
     def part(self, first: int, last: int, head: Packed | None = None) -> Decoder | Reference:
@@ -152,20 +159,11 @@ def open_engine(
     if path.is_dir() and is_decoder(path):
         weights, description, mapped = map_decoder(path)
         within = None if size is None else (mapped, size)
-        return Engine(weights, _tokenizer(path / TOKENIZER), description.about, **sizes, within=within)
+        return Engine(weights, read_tokenizer(path / TOKENIZER, "pack the model again"), description.about, **sizes, within=within)
     if path.is_file():
         file = read_gguf(path)
         return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), gguf_about(file), **sizes)
     raise BadModel(f'no decoder at "{ref}"', expected="a GGUF file, or a folder that `lissome pack` wrote")
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception, for a file that is missing too
-        raise BadModel(f"its tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(path), do="pack the model again") from error
 
 
 def packed(path: Path) -> Path:

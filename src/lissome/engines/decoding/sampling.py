@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
+import numpy as np
 from pydantic import Field
 
 from lissome.core.config import Config
 from lissome.core.errors import BadModel
+from lissome.kernels.decoder.arrays import Array
+
+SORTED = 512
+"""Tokens that are sorted first where the fewest that hold a probability are asked for."""
 
 
 class Sampling(Config):
@@ -32,51 +37,81 @@ class Sampler:
 
     def __init__(self, config: Sampling) -> None:
         self.config = config
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = np.random.default_rng(config.seed)
 
-    def draw(self, logits: torch.Tensor, seen: Sequence[int] = ()) -> int:
+    def draw(self, logits: Any, seen: Sequence[int] = ()) -> int:
         """The next token, from logits [vocabulary]; seen: what stands before it. Raises BadModel where the logits are not finite."""
         self.check(logits)
-        config = self.config
         logits = self.penalised(logits, seen)
-        if config.temperature == 0:
+        if self.config.temperature == 0:
             return int(logits.argmax())
-        order, probabilities = _shortlist(logits / config.temperature, config)
-        return int(order[torch.multinomial(probabilities, 1, generator=self.generator)])
+        order, weights = _shortlist(logits, self.config)
+        at = drawn(weights, self.generator)
+        return at if order is None else int(order[at])
 
-    def check(self, logits: torch.Tensor) -> None:
+    def check(self, logits: Any) -> None:
         """Raise BadModel where logits are not finite."""
-        if not torch.isfinite(logits).all():
+        if not np.isfinite(np.asarray(logits)).all():
             raise BadModel("its logits are not finite", do="check the weights: lissome cannot go on from NaN or infinity")
 
-    def penalised(self, logits: torch.Tensor, seen: Sequence[int]) -> torch.Tensor:
+    def penalised(self, logits: Any, seen: Sequence[int]) -> Array:
         """Logits [vocabulary] after the repetition penalty."""
-        penalty = self.config.repetition_penalty
+        logits, penalty = np.asarray(logits), self.config.repetition_penalty
         if penalty == 1 or not len(seen):
             return logits
-        logits = logits.clone()
-        at = torch.tensor(sorted(set(seen)))
-        logits[at] = torch.where(logits[at] > 0, logits[at] / penalty, logits[at] * penalty)
-        return logits
+        at = np.unique(np.asarray(seen))
+        said, made = logits[at], logits.copy()
+        made[at] = np.where(said > 0, said / penalty, said * penalty)
+        return made
 
-    def probabilities(self, logits: torch.Tensor, seen: Sequence[int] = ()) -> torch.Tensor:
+    def probabilities(self, logits: Any, seen: Sequence[int] = ()) -> Array:
         """What `draw` draws from: the probability of every token [vocabulary], float64; one token has all of it at temperature 0."""
-        config, logits = self.config, self.penalised(logits, seen)
-        if config.temperature == 0:
-            return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
-        if config.top_k is None and config.top_p is None and config.min_p is None:
-            return (logits / config.temperature).double().softmax(0)
-        order, kept = _shortlist(logits / config.temperature, config)
-        return torch.zeros(len(logits), dtype=torch.float64).index_put((order,), kept / kept.sum())
+        logits = self.penalised(logits, seen)
+        found = np.zeros(len(logits))
+        if self.config.temperature == 0:
+            found[logits.argmax()] = 1
+            return found
+        order, weights = _shortlist(logits, self.config)
+        found[slice(None) if order is None else order] = weights / weights.sum()
+        return found
 
 
-def _shortlist(logits: torch.Tensor, config: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that may be drawn, likeliest first, and their weights."""
-    found = logits.topk(min(config.top_k, len(logits))) if config.top_k else logits.sort(descending=True)
-    probabilities = found.values.double().softmax(0)
-    keep = torch.ones_like(probabilities, dtype=torch.bool)
+def drawn(weights: Array, generator: np.random.Generator) -> int:
+    """A place [n], as likely as its weight's share of all; a weight of 0 is never drawn."""
+    upto = weights.cumsum()
+    at = int(np.searchsorted(upto, generator.random() * upto[-1], side="right"))
+    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])  # the product may be rounded up to the sum
+
+
+def softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """Probabilities, float64."""
+    with np.errstate(over="ignore"):  # what is far below the likeliest is 0 at a low temperature
+        wide = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
+    return wide / wide.sum()
+
+
+def _shortlist(logits: Array, config: Sampling) -> tuple[Array | None, Array]:
+    """The tokens that may be drawn, likeliest first, and their weights; None for all tokens in their own order."""
+    if config.top_k is None and config.top_p is None and config.min_p is None:
+        return None, softmax(logits, config.temperature)
+    order = _likeliest(logits, config.top_k or len(logits))
+    probabilities = softmax(logits[order], config.temperature)
+    if config.min_p is not None:  # what it leaves out is less likely than what stays: sums up to a token that stays are the same
+        order, probabilities = _those(probabilities >= config.min_p * probabilities.max(), order, probabilities)
     if config.top_p is not None:
-        keep &= probabilities.cumsum(0) - probabilities < config.top_p
-    if config.min_p is not None:
-        keep &= probabilities >= config.min_p * probabilities[0]
-    return found.indices[keep], probabilities[keep]
+        few = _likeliest(probabilities, SORTED)
+        if probabilities[few].sum() >= config.top_p:  # as nearly always: the whole vocabulary need not be sorted
+            order, probabilities = _those(few, order, probabilities)
+    order, probabilities = _those(np.argsort(-probabilities, kind="stable"), order, probabilities)
+    if config.top_p is not None:
+        order, probabilities = _those(probabilities.cumsum() - probabilities < config.top_p, order, probabilities)
+    return order, probabilities
+
+
+def _likeliest(values: Array, most: int) -> Array:
+    """Places of the largest values, in no order; of all where there are no more."""
+    return np.argpartition(-values, most - 1)[:most] if most < len(values) else np.arange(len(values))
+
+
+def _those(which: Array, *arrays: Array) -> tuple[Array, ...]:
+    return tuple(one[which] for one in arrays)

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from pydantic import Field
 
 from lissome.core.config import Config
 from lissome.core.errors import BadInput
 from lissome.engines.decoding.engine import Engine
-from lissome.engines.decoding.sampling import Sampler
+from lissome.engines.decoding.sampling import Sampler, drawn, softmax
+from lissome.kernels.decoder.arrays import Array, room
 from lissome.kernels.decoder.packed import chosen_rows
 
-WAITING = torch.empty(0)
+WAITING = np.empty(0, np.float32)
 """Logits that were not asked for yet."""
 
 
@@ -54,14 +55,14 @@ class Speculative:
         if drafting.head is not None and drafting.head > (len(frequent) if frequent is not None else vocabulary):
             raise BadInput(f"a draft cannot choose among {drafting.head:,} tokens: there are {vocabulary if frequent is None else len(frequent):,}")
         self.engine, self.sampler, self.drafting, self.slot = engine, sampler, drafting, slot
-        self.words = None if drafting.head is None else torch.tensor(list(frequent or range(vocabulary))[: drafting.head])
+        self.words = None if drafting.head is None else np.array(list(frequent or range(vocabulary))[: drafting.head])
         self.early = engine.part(0, drafting.layers, None if self.words is None else chosen_rows(engine.weights.head, self.words))
         self.late = engine.part(drafting.layers, layers)
         self.checks = self.drafted = self.accepted = 0
         self._ready: deque[int] = deque()
         self._last = (0, 0)
 
-    def read(self, tokens: list[int], slot: int = 0, start: int = 0) -> torch.Tensor:
+    def read(self, tokens: list[int], slot: int = 0, start: int = 0) -> Array:
         """Logits [vocabulary] after `tokens`; none after a single token that goes on: `draw` sees to it."""
         if len(tokens) == 1 and start > 0:
             self._last = (tokens[0], start)
@@ -69,7 +70,7 @@ class Speculative:
         self._ready.clear()
         return self.engine.read(tokens, self.slot, start)
 
-    def draw(self, logits: torch.Tensor, seen: Sequence[int] = ()) -> int:
+    def draw(self, logits: Array, seen: Sequence[int] = ()) -> int:
         """The next token; seen: all that stands before it. Raises BadModel where the model's logits are not finite."""
         if len(logits):
             return self.sampler.draw(logits, seen)
@@ -81,8 +82,8 @@ class Speculative:
         """The tokens that follow, one or more: those drafted that stand, and one that the whole model adds."""
         tokens, states, proposed = self._drafts(seen)
         rows = len(tokens)
-        places = torch.arange(self._last[1], self._last[1] + rows)
-        logits = self.late.step(torch.tensor(tokens), torch.full((rows,), self.slot), places, torch.arange(rows), begin=states[:rows])
+        places = np.arange(self._last[1], self._last[1] + rows)
+        logits = self.late.step(np.array(tokens), np.full(rows, self.slot), places, np.arange(rows), begin=states[:rows])
         said: list[int] = []
         for at, row in enumerate(logits):
             before = [*seen, *said]
@@ -96,42 +97,43 @@ class Speculative:
         self.checks, self.drafted, self.accepted = self.checks + 1, self.drafted + rows - 1, self.accepted + len(said) - 1
         return said
 
-    def _drafts(self, seen: Sequence[int]) -> tuple[list[int], torch.Tensor, list[torch.Tensor]]:
+    def _drafts(self, seen: Sequence[int]) -> tuple[list[int], Array, list[Array]]:
         """The last token and the drafted ones after it, the states of all after the early layers, and what each draft was drawn from (if any was)."""
         token, at = self._last
         most = min(self.drafting.tokens, self.engine.capacity - 1 - at)
-        states, tokens, proposed = torch.empty(most + 1, self.engine.weights.embedding.columns), [token], []
-        slot, none, one = torch.tensor([self.slot]), torch.arange(0), torch.arange(1)
+        states, tokens, proposed = room((most + 1, self.engine.weights.embedding.columns)), [token], []
+        slot, none, one = np.array([self.slot]), np.arange(0), np.arange(1)
         for i in range(most + 1):
             wanted = one if i < most else none
-            logits = self.early.step(torch.tensor([tokens[i]]), slot, torch.tensor([at + i]), wanted, end=states[i : i + 1])
-            drawn = self._draft(logits[0], [*seen, *tokens[1:]]) if i < most else None
-            if drawn is None:
+            logits = self.early.step(np.array([tokens[i]]), slot, np.array([at + i]), wanted, end=states[i : i + 1])
+            draft = self._draft(logits[0], [*seen, *tokens[1:]]) if i < most else None
+            if draft is None:
                 break
-            tokens.append(drawn[0])
-            proposed.append(drawn[1])
+            tokens.append(draft[0])
+            proposed.append(draft[1])
         return tokens, states, proposed
 
-    def _draft(self, logits: torch.Tensor, seen: Sequence[int]) -> tuple[int, torch.Tensor] | None:
+    def _draft(self, logits: Array, seen: Sequence[int]) -> tuple[int, Array] | None:
         """A token and what it was drawn from, or None where the draft is not sure enough. The rule looks at no drawn token, or it would bias the draws."""
-        if not torch.isfinite(logits).all():
+        if not np.isfinite(logits).all():
             return None
-        if self.drafting.least and float(logits.softmax(0).max()) < self.drafting.least:
+        if self.drafting.least and float(softmax(logits).max()) < self.drafting.least:
             return None
         if self.words is not None:
-            logits = torch.full((self.engine.weights.embedding.rows,), -torch.inf).index_put((self.words,), logits)
+            few, logits = logits, np.full(self.engine.weights.embedding.rows, -np.inf, np.float32)
+            logits[self.words] = few
         if self.sampler.config.temperature == 0:
             return int(self.sampler.penalised(logits, seen).argmax()), WAITING
         proposed = self.sampler.probabilities(logits, seen)
-        return int(torch.multinomial(proposed, 1, generator=self.sampler.generator)), proposed
+        return drawn(proposed, self.sampler.generator), proposed
 
 
-def settled(meant: torch.Tensor, proposed: torch.Tensor, token: int, generator: torch.Generator) -> int:
+def settled(meant: Array, proposed: Array, token: int, generator: np.random.Generator) -> int:
     """`token`, drawn from `proposed` [vocabulary], or another in its place, so that the outcome is a draw from `meant` [vocabulary].
 
     It stands with probability min(1, meant / proposed); else the outcome is drawn from what `meant` has more (Leviathan et al. 2023, algorithm 1).
     """
-    if float(torch.rand(1, generator=generator, dtype=torch.float64)) * float(proposed[token]) < float(meant[token]):
+    if generator.random() * proposed[token] < meant[token]:
         return token
-    more = (meant - proposed).clamp(min=0)
-    return int(torch.multinomial(more if float(more.sum()) > 0 else meant, 1, generator=generator))
+    more = (meant - proposed).clip(min=0)
+    return drawn(more if more.sum() > 0 else meant, generator)

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from lissome.core.errors import BadInput
 from lissome.core.measurement import Measurement
+from lissome.kernels.decoder.arrays import Array, room
 from lissome.kernels.decoder.ffn import BY_NEURON
 from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights
 from lissome.kernels.decoder.packed import ROWS, Packed, packed_bytes
@@ -135,12 +136,12 @@ class Streamed:
         self._coming: tuple[int, Future[None]] | None = None
         mapped.drop([(0, mapped.size)])
 
-    def step(self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def step(self, tokens: Array, slots: Array, positions: Array, wanted: Array) -> Array:
         """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read; more rows than the plan's go part by part."""
-        most, found = self.plan.rows, torch.empty(len(wanted), self.weights.head.rows)
+        most, found = self.plan.rows, room((len(wanted), self.weights.head.rows))
         for begin in range(0, len(tokens), most):
             rows = slice(begin, begin + most)
-            mine = ((wanted >= begin) & (wanted < begin + most)).nonzero()[:, 0]
+            mine = np.flatnonzero((wanted >= begin) & (wanted < begin + most))
             self._sweep(tokens[rows], slots[rows], positions[rows], wanted[mine] - begin, found, mine)
         return found
 
@@ -165,7 +166,7 @@ class Streamed:
         from_disk = self.mapped.size > psutil.virtual_memory().available if from_disk is None else from_disk
         step = max(1, len(self.units) // SAMPLES)
         sample = list(range(0, len(self.units), step))[-SAMPLES:]
-        one, states = torch.zeros(1, dtype=torch.int32), torch.zeros(1, self.weights.embedding.columns)
+        one, states = np.zeros(1, np.int32), np.zeros((1, self.weights.embedding.columns), np.float32)
         read, computed = 0.0, 0.0
         for turn, at in enumerate([sample[0], *sample]):
             unit = self.units[at]
@@ -177,15 +178,13 @@ class Streamed:
             self.mapped.load(unit.spans)
             read += time.perf_counter() - begun
             begun = time.perf_counter()
-            self.parts[at].step(one, one, one, one if unit.layer is None else one[:0], states, None if unit.layer is None else states.clone())
+            self.parts[at].step(one, one, one, one if unit.layer is None else one[:0], states, None if unit.layer is None else states.copy())
             computed += time.perf_counter() - begun
             self.mapped.drop(unit.spans)
         size = sum(self.units[at].size for at in sample)
         return size / max(read, 1e-9), size / max(computed, 1e-9)
 
-    def _sweep(
-        self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, logits: torch.Tensor, into: torch.Tensor
-    ) -> None:
+    def _sweep(self, tokens: Array, slots: Array, positions: Array, wanted: Array, logits: Array, into: Array) -> None:
         states = self._embedded(tokens, slots, positions)
         last = states
         for at, (unit, part) in enumerate(zip(self.units, self.parts, strict=True)):
@@ -197,8 +196,8 @@ class Streamed:
                 part.step(tokens, slots, positions, wanted[:0], states, states)
             else:
                 if last is states:
-                    last = states[wanted.long()].contiguous()
-                rows, zeros = torch.arange(len(wanted)), torch.zeros(len(wanted))
+                    last = states[wanted]
+                rows, zeros = np.arange(len(wanted)), np.zeros(len(wanted), np.int32)
                 logits[into, unit.begin : unit.begin + part.weights.head.rows] = part.step(zeros, zeros, zeros, rows, last)
             if at >= self.kept:
                 self.mapped.drop(unit.spans)
@@ -206,12 +205,12 @@ class Streamed:
                 self.kept = at  # the process has grown: what comes from here on is no longer kept
                 self.mapped.drop([span for one in self.units[at : self.plan.kept] if one is not self.units[(at + 1) % len(self.units)] for span in one.spans])
 
-    def _embedded(self, tokens: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, tokens: Array, slots: Array, positions: Array) -> Array:
         """States [rows, hidden] before the first layer."""
         vocabulary = self.weights.embedding.rows
         if len(tokens) and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
             raise BadInput(f"a token is none of the {vocabulary:,} of the vocabulary", expected=f"0 to {vocabulary - 1:,}")
-        states = torch.empty(len(tokens), self.weights.embedding.columns)
+        states = room((len(tokens), self.weights.embedding.columns))
         for begin in range(0, len(tokens), LOOKED_UP):
             rows = slice(begin, begin + LOOKED_UP)
             touched = self._tiles(tokens[rows])
@@ -220,7 +219,7 @@ class Streamed:
             self.mapped.drop((max(0, start - AROUND), min(end + AROUND, self.mapped.size)) for start, end in touched)
         return states
 
-    def _tiles(self, tokens: torch.Tensor) -> tuple[Span, ...]:
+    def _tiles(self, tokens: Array) -> tuple[Span, ...]:
         """Where the embeddings of tokens lie in the file."""
         one = self.weights.embedding
         tile = packed_bytes(ROWS, one.columns, one.bits, one.group)
@@ -252,9 +251,9 @@ class Streamed:
 
 def _apart(weights: Weights, capacity: int) -> Weights:
     """The weights with their norms and rotations copied: they are small, and needed all the time."""
-    layers = [dataclasses.replace(one, attention_norm=one.attention_norm.clone(), ffn_norm=one.ffn_norm.clone()) for one in weights.layers]
-    cosine, sine = weights.cosine[:capacity].clone(), weights.sine[:capacity].clone()
-    return dataclasses.replace(weights, layers=layers, norm=weights.norm.clone(), cosine=cosine, sine=sine)
+    layers = [dataclasses.replace(one, attention_norm=one.attention_norm.copy(), ffn_norm=one.ffn_norm.copy()) for one in weights.layers]
+    cosine, sine = weights.cosine[:capacity].copy(), weights.sine[:capacity].copy()
+    return dataclasses.replace(weights, layers=layers, norm=weights.norm.copy(), cosine=cosine, sine=sine)
 
 
 def _scratch(weights: Weights, rows: int, threads: int, capacity: int, wanted: int) -> int:
@@ -270,6 +269,6 @@ def _scratch(weights: Weights, rows: int, threads: int, capacity: int, wanted: i
     return 4 * floats + min(LOOKED_UP, rows) * AROUND
 
 
-def _spans(mapped: Mapped, tensors: Sequence[torch.Tensor]) -> tuple[Span, ...]:
-    """Where tensors lie in the file; those that were copied are in memory in any case."""
-    return merged(span for one in tensors if (span := mapped.span(one)) is not None)
+def _spans(mapped: Mapped, arrays: Sequence[Array]) -> tuple[Span, ...]:
+    """Where arrays lie in the file; those that were copied are in memory in any case."""
+    return merged(span for one in arrays if (span := mapped.span(one)) is not None)

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.engines.decoding.engine import Engine
 from lissome.engines.decoding.sampling import Sampler, Sampling
 from lissome.engines.decoding.speculative import Drafting, Speculative
+from lissome.kernels.decoder.arrays import Array
 
 Overflow = Literal["stop", "slide"]
 """When a sequence fills its room: end there, or keep its first tokens and its newer half and go on. What is kept is read anew, at the places 0, 1, 2 ... that
@@ -24,11 +23,16 @@ SINKS = 4
 
 @dataclass
 class Spoken:
-    """What has come so far. tokens: generated ones; reason: why it ended: "stop", "length", "room" or "". drafts: how drafting went, if any."""
+    """What has come so far. tokens: generated ones; reason: why it ended: "stop", "length", "room" or "". drafts: how drafting went, if any.
+
+    read: the tokens that stand in the engine's first slot, from place 0 on: those that a prompt begins with are not read again. Hand it on
+    (`Spoken(read=before.read)`) where one prompt goes on from another, as in a chat, and nothing else uses that slot between them.
+    """
 
     tokens: list[int] = field(default_factory=list)
     reason: str = ""
     drafts: Speculative | None = None
+    read: list[int] = field(default_factory=list)
 
 
 def generate(
@@ -66,7 +70,7 @@ def _pieces(
     engine: Engine, tokens: list[int], sampler: Sampler | Speculative, most: int, stop: tuple[str, ...], overflow: Overflow, spoken: Spoken
 ) -> Iterator[str]:
     ends, text, reader = engine.ends(), _Text(engine, stop, tokens), spoken.drafts or engine
-    logits = reader.read(tokens)
+    logits = _begun(reader, tokens, spoken)
     kept = list(tokens)
     while len(spoken.tokens) < most:
         token = _drawn(sampler, logits, kept, len(spoken.tokens))
@@ -88,9 +92,11 @@ def _pieces(
                 spoken.reason = "room"
                 break
             kept = _slid(kept, engine.capacity)
-            logits = reader.read(kept)
+            logits = _begun(reader, kept, spoken)
         else:
             logits = reader.read([token], start=len(kept) - 1)
+            if spoken.drafts is None:
+                spoken.read.append(token)
     else:
         spoken.reason = "length"
     rest = text.rest()
@@ -98,7 +104,20 @@ def _pieces(
         yield rest
 
 
-def _drawn(sampler: Sampler | Speculative, logits: torch.Tensor, kept: list[int], step: int) -> int:
+def _begun(reader: Engine | Speculative, tokens: list[int], spoken: Spoken) -> Array:
+    """Logits after a text, of which only what follows its beginning that the slot holds already is read; with drafts, which read ahead, all of it."""
+    if spoken.drafts is not None:
+        spoken.read.clear()
+        return reader.read(tokens)
+    same = next((at for at, (old, new) in enumerate(zip(spoken.read, tokens, strict=False)) if old != new), min(len(spoken.read), len(tokens)))
+    same = min(same, len(tokens) - 1)  # logits are those of a token that is read
+    del spoken.read[same:]  # what stands behind is written over
+    logits = reader.read(tokens[same:], start=same)
+    spoken.read.extend(tokens[same:])
+    return logits
+
+
+def _drawn(sampler: Sampler | Speculative, logits: Array, kept: list[int], step: int) -> int:
     """The next token; what is wrong is said with the step at which it came."""
     where = f"token {step + 1} of the answer, place {len(kept)}"
     try:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from lissome.core.errors import BadInput
+from lissome.kernels.decoder.arrays import Array, hold
 from lissome.kernels.decoder.packed import Packed
 
 Kind = Literal["gated", "gate-first", "product", "plain", "experts"]
@@ -37,15 +36,16 @@ class Experts:
     scores: Literal["softmax", "sigmoid"] = "softmax"
     weights: Weighing = "normalised"
     scale: float = 1.0
-    bias: torch.Tensor | None = None
-    offset: torch.Tensor | None = None
+    bias: Array | None = None
+    offset: Array | None = None
     shared: bool = False
 
     def __post_init__(self) -> None:
+        hold(self, "bias", "offset")
         if not 1 <= self.active <= self.count:
             raise BadInput(f"{self.active} of {self.count} experts cannot be active", expected=f"1 to {self.count}")
         for name in ("bias", "offset"):
-            given: torch.Tensor | None = getattr(self, name)
+            given: Array | None = getattr(self, name)
             if given is not None and given.shape != (self.count,):
                 raise BadInput(f"a {name} of shape {list(given.shape)} does not fit {self.count} experts", expected=f"[{self.count}]")
 

@@ -1,4 +1,4 @@
-"""The C++ kernels behind torch tensors."""
+"""The C++ kernels behind numpy arrays."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
+import numpy as np
 
 from lissome.core.errors import BadInput
+from lissome.kernels.decoder.arrays import Array, address, hold, room, untouched_zeros
 from lissome.kernels.decoder.ffn import ACTIVATIONS, GATED, GATED_SILU, KINDS, WEIGHINGS, Ffn
 from lissome.kernels.decoder.packed import ROWS, Packed
 from lissome.kernels.library import library
@@ -81,12 +82,13 @@ class Pool:
 class Layer:
     """One block. attention_norm, ffn_norm: [hidden] float32; matrices: [outputs, inputs] each: q, k, v, o, and what `ffn` names."""
 
-    attention_norm: torch.Tensor
-    ffn_norm: torch.Tensor
+    attention_norm: Array
+    ffn_norm: Array
     matrices: Mapping[str, Packed]
     ffn: Ffn = GATED_SILU
 
     def __post_init__(self) -> None:
+        hold(self, "attention_norm", "ffn_norm")
         for name in ("q", "k", "v", "o"):
             if name in self.matrices:
                 in_tiles(self.matrices[name], name)
@@ -100,9 +102,9 @@ class Weights:
     layers: Sequence[Layer]
     embedding: Packed
     head: Packed
-    norm: torch.Tensor
-    cosine: torch.Tensor
-    sine: torch.Tensor
+    norm: Array
+    cosine: Array
+    sine: Array
     heads: int
     kv_heads: int
     dim: int
@@ -110,6 +112,7 @@ class Weights:
     scale: float
 
     def __post_init__(self) -> None:
+        hold(self, "norm", "cosine", "sine")
         in_tiles(self.embedding, "embedding")
         in_tiles(self.head, "head")
 
@@ -123,7 +126,7 @@ def in_tiles(matrix: Packed, name: str) -> None:
 class Decoder:
     """The kernel with its weights, and room for the keys and values of `slots` sequences of up to `capacity` tokens.
 
-    half: keep keys and values in bfloat16 rather than float32. kept: keys and values that another decoder has made room for.
+    half: keep keys and values in bfloat16 (uint16 to numpy, which has no such type) rather than float32. kept: those that another decoder has made room for.
     inputs: bits to which the inputs of products are rounded where several rows share the weights and the processor multiplies integers faster; 32: never.
     """
 
@@ -135,14 +138,14 @@ class Decoder:
         pool: Pool,
         half: bool = True,
         inputs: Inputs = INPUTS,
-        kept: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kept: tuple[Array, Array] | None = None,
     ) -> None:
         if capacity > weights.cosine.shape[0]:
             raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
         self.weights, self.slots, self.capacity, self.pool = weights, slots, capacity, pool
         shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
         self.half, self.inputs = half, inputs
-        self.keys, self.values = kept or (torch.zeros(shape, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+        self.keys, self.values = kept or (untouched_zeros(shape, np.uint16 if half else np.float32) for _ in range(2))
         self._held: list[Any] = []  # what the structure points to
         self._given = self._structure(half, inputs)
 
@@ -155,27 +158,19 @@ class Decoder:
         kept = self.keys[first:last], self.values[first:last]
         return Decoder(weights, self.slots, self.capacity, self.pool, self.half, 32 if exact else self.inputs, kept)
 
-    def step(
-        self,
-        tokens: torch.Tensor,
-        slots: torch.Tensor,
-        positions: torch.Tensor,
-        wanted: torch.Tensor,
-        begin: torch.Tensor | None = None,
-        end: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def step(self, tokens: Any, slots: Any, positions: Any, wanted: Any, begin: Any = None, end: Any = None) -> Array:
         """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read.
 
-        tokens, slots, positions: [rows] int32, a token each, the sequence it is of and its place there; rows of a sequence are neighbours, in rising order.
+        tokens, slots, positions: [rows], a token each, the sequence it is of and its place there; rows of a sequence are neighbours, in rising order.
         begin: states [rows, hidden] float32 that the rows have before the first layer, in place of embeddings; end: room for those after the last.
         """
-        rows = [one.to(torch.int32).contiguous() for one in (tokens, slots, positions, wanted)]
-        states = [None if one is None else ctypes.c_void_p(_states(one, len(tokens), self.weights.embedding.columns).data_ptr()) for one in (begin, end)]
-        logits = torch.empty(len(wanted), self.weights.head.rows)
-        pointers = [ctypes.c_void_p(one.data_ptr()) for one in (*rows, logits)]
+        rows = [np.ascontiguousarray(one, np.int32) for one in (tokens, slots, positions, wanted)]
+        states = [None if one is None else _states(np.asarray(one), len(rows[0]), self.weights.embedding.columns) for one in (begin, end)]
+        logits = room((len(rows[3]), self.weights.head.rows))
+        pointers = [None if one is None else ctypes.c_void_p(address(one)) for one in (*rows, logits, *states)]
         call = library().loaded().lissome_decoder_step
-        lengths = ctypes.c_int64(len(tokens)), ctypes.c_int64(len(wanted))
-        code = call(ctypes.byref(self._given), self.pool.handle, lengths[0], *pointers[:3], lengths[1], *pointers[3:], *states)
+        lengths = ctypes.c_int64(len(rows[0])), ctypes.c_int64(len(rows[3]))
+        code = call(ctypes.byref(self._given), self.pool.handle, lengths[0], *pointers[:3], lengths[1], *pointers[3:])
         _check(code, "lissome_decoder_step")
         return logits
 
@@ -195,7 +190,7 @@ class Decoder:
         )
         given.embedding, given.head = _matrix(w.embedding), _matrix(w.head)
         given.norm, given.cosine, given.sine = self._floats(w.norm), self._floats(w.cosine), self._floats(w.sine)
-        given.keys, given.values = self.keys.data_ptr(), self.values.data_ptr()
+        given.keys, given.values = address(self.keys), address(self.values)
         return given
 
     def _put_ffn(self, made: _Layer, layer: Layer) -> None:
@@ -205,8 +200,8 @@ class Decoder:
             return
         given = _Experts(experts.count, experts.active, experts.scores == "sigmoid", WEIGHINGS.index(experts.weights), experts.scale)
         for name in ("bias", "offset"):
-            tensor: torch.Tensor | None = getattr(experts, name)
-            setattr(given, name, None if tensor is None else self._floats(tensor))
+            floats: Array | None = getattr(experts, name)
+            setattr(given, name, None if floats is None else self._floats(floats))
         given.router = _matrix(layer.matrices["router"])
         for name in GATED:
             every = (_Matrix * experts.count)(*(_matrix(layer.matrices[f"experts.{i}.{name}"]) for i in range(experts.count)))
@@ -215,31 +210,31 @@ class Decoder:
         self._held.append(given)
         made.experts = ctypes.pointer(given)
 
-    def _floats(self, tensor: torch.Tensor) -> int:
-        held = tensor.float().contiguous()
+    def _floats(self, given: Array) -> int:
+        held = np.ascontiguousarray(given, np.float32)
         self._held.append(held)
-        return held.data_ptr()
+        return address(held)
 
 
-def multiply(matrix: Packed, x: torch.Tensor, pool: Pool, inputs: Inputs = 32) -> torch.Tensor:
+def multiply(matrix: Packed, x: Any, pool: Pool, inputs: Inputs = 32) -> Array:
     """x [n, columns] times the transposed matrix: [n, rows], float32. inputs: as for `Decoder`."""
     in_tiles(matrix, "matrix")
+    x = np.ascontiguousarray(x, np.float32)
     if x.ndim != 2 or x.shape[1] != matrix.columns:
         raise BadInput(f"inputs {list(x.shape)} do not fit {matrix.rows} x {matrix.columns} weights", expected=f"[n, {matrix.columns}]")
-    x = x.float().contiguous()
-    out = torch.empty(len(x), -(-matrix.rows // ROWS) * ROWS)
+    out = room((len(x), -(-matrix.rows // ROWS) * ROWS))
     given = _matrix(matrix)
-    pointers = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())
+    pointers = ctypes.c_void_p(address(x)), ctypes.c_void_p(address(out))
     _check(library().loaded().lissome_matrix_multiply(ctypes.byref(given), pool.handle, inputs, ctypes.c_int64(len(x)), *pointers), "lissome_matrix_multiply")
     return out[:, : matrix.rows]
 
 
 def _matrix(packed: Packed) -> _Matrix:
-    return _Matrix(packed.rows, packed.columns, packed.bits, packed.group, packed.data.data_ptr())
+    return _Matrix(packed.rows, packed.columns, packed.bits, packed.group, address(packed.data))
 
 
-def _states(states: torch.Tensor, rows: int, hidden: int) -> torch.Tensor:
-    if states.shape != (rows, hidden) or states.dtype != torch.float32 or not states.is_contiguous():
+def _states(states: Array, rows: int, hidden: int) -> Array:
+    if states.shape != (rows, hidden) or states.dtype != np.float32 or not states.flags.c_contiguous:
         raise BadInput(f"states {list(states.shape)} of {states.dtype} are not those of {rows} rows", expected=f"[{rows}, {hidden}] float32, contiguous")
     return states
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
+import numpy as np
 
 from lissome.core.errors import BadInput
+from lissome.kernels.decoder.arrays import Array, aligned, hold, room
 
 ROWS = 16
 GROUPS = (32, 64, 128)
@@ -25,32 +26,36 @@ Layout = Literal["tiles", "neurons"]
 class Codes:
     """A matrix in codes. codes: [rows, columns] uint8 (4 bits: 0..15) or int8; scale, offset: [rows, columns / group] float16."""
 
-    codes: torch.Tensor
-    scale: torch.Tensor
-    offset: torch.Tensor
+    codes: Array
+    scale: Array
+    offset: Array
+
+    def __post_init__(self) -> None:
+        hold(self, "codes", "scale", "offset")
 
     @property
     def group(self) -> int:
         """How many columns share a scale."""
-        return self.codes.shape[1] // self.scale.shape[1]
+        return int(self.codes.shape[1] // self.scale.shape[1])
 
     @property
     def bits(self) -> Bits:
         """Of a code."""
-        return 4 if self.codes.dtype == torch.uint8 else 8
+        return 4 if self.codes.dtype == np.uint8 else 8
 
-    def dense(self) -> torch.Tensor:
+    def dense(self) -> Array:
         """The weights they stand for [rows, columns], float32."""
-        wide = self.codes.float().view(len(self.codes), -1, self.group)
-        weights: torch.Tensor = wide * self.scale.float()[..., None] + self.offset.float()[..., None]
-        return weights.flatten(1)
+        wide = self.codes.astype(np.float32).reshape(*self.scale.shape, self.group)
+        wide *= self.scale.astype(np.float32)[..., None]
+        wide += self.offset.astype(np.float32)[..., None]
+        return wide.reshape(self.codes.shape)
 
 
 @dataclass(frozen=True)
 class Packed:
     """A matrix of `rows` x `columns` in the kernel's layout. data: bytes, uint8 [n], 64-byte aligned where they were made here."""
 
-    data: torch.Tensor
+    data: Array
     rows: int
     columns: int
     bits: Bits
@@ -58,9 +63,10 @@ class Packed:
     layout: Layout = "tiles"
 
     def __post_init__(self) -> None:
+        hold(self, "data")
         expected = packed_bytes(self.rows, self.columns, self.bits, self.group, self.layout)
-        if self.data.dtype != torch.uint8 or self.data.numel() != expected:
-            raise BadInput(f"{self.data.numel():,} bytes cannot be {self.rows} x {self.columns} weights of {self.bits} bits", expected=f"{expected:,} bytes")
+        if self.data.dtype != np.uint8 or self.data.size != expected:
+            raise BadInput(f"{self.data.size:,} bytes cannot be {self.rows} x {self.columns} weights of {self.bits} bits", expected=f"{expected:,} bytes")
 
 
 def packed_bytes(rows: int, columns: int, bits: int, group: int, layout: Layout = "tiles") -> int:
@@ -75,91 +81,100 @@ def packed_bytes(rows: int, columns: int, bits: int, group: int, layout: Layout 
     return tiles * (columns // group) * each
 
 
-def pack(weights: torch.Tensor | Codes) -> Packed:
-    """Floats [rows, columns], or codes, in the kernel's layout; nothing is rounded."""
+def pack(weights: Any) -> Packed:
+    """Floats [rows, columns], or `Codes`, in the kernel's layout; nothing is rounded."""
     if isinstance(weights, Codes):
         return _pack_codes(weights)
-    rows, columns = weights.shape
-    packed_bytes(rows, columns, 32, GROUPS[0])
-    tiles = _tiled(weights.float())  # [tiles, 16, columns]
-    return Packed(tiles.transpose(1, 2).contiguous().view(torch.uint8).flatten(), rows, columns, 32, GROUPS[0])
+    floats = np.asarray(weights, np.float32)
+    rows, columns = floats.shape
+    data = room(packed_bytes(rows, columns, 32, GROUPS[0]), np.uint8)
+    data.view(np.float32).reshape(-1, columns, ROWS)[...] = _tiled(floats).transpose(0, 2, 1)
+    return Packed(data, rows, columns, 32, GROUPS[0])
 
 
 def _pack_codes(weights: Codes) -> Packed:
     rows, columns = weights.codes.shape
     bits, group = weights.bits, weights.group
-    packed_bytes(rows, columns, bits, group)
+    data = room(packed_bytes(rows, columns, bits, group), np.uint8)
     if bits == 4 and int(weights.codes.max()) > 15:
         raise BadInput(f"a code of {int(weights.codes.max())} does not fit into 4 bits", expected="0 to 15")
-    in_word = 32 // bits
-    codes = _tiled(weights.codes).long() & (1 << bits) - 1
-    words = codes.view(codes.shape[0], ROWS, -1, group // in_word, in_word)
-    shifts = torch.arange(in_word) * bits
-    words = (words << shifts).sum(-1)
-    words = torch.where(words >= 1 << 31, words - (1 << 32), words).int()  # [tiles, 16, groups, words]
-    heads = torch.stack([_tiled(weights.scale.half()), _tiled(weights.offset.half())], 1)  # [tiles, 2, 16, groups]
-    tiles, groups = words.shape[0], words.shape[2]
-    first = heads.permute(0, 3, 1, 2).contiguous().view(torch.uint8).view(tiles, groups, 64)
-    rest = words.permute(0, 2, 3, 1).contiguous().view(torch.uint8).view(tiles, groups, -1)
-    return Packed(torch.cat([first, rest], 2).flatten(), rows, columns, bits, group)
+    tiles = data.reshape(-(-rows // ROWS), columns // group, -1)
+    heads = np.stack([_tiled(np.asarray(one, np.float16)) for one in (weights.scale, weights.offset)], 1)  # [tiles, 2, 16, groups]
+    tiles[:, :, :64].view(np.float16)[...] = heads.transpose(0, 3, 1, 2).reshape(*tiles.shape[:2], 2 * ROWS)
+    codes = _tiled(weights.codes)
+    raw = codes[..., 0::2] | codes[..., 1::2] << 4 if bits == 4 else codes.view(np.uint8)  # code c of a word is in its bits c * bits: bytes in their order
+    words = np.ascontiguousarray(raw).view("<u4").reshape(len(tiles), ROWS, columns // group, -1)
+    tiles[:, :, 64:].view("<u4")[...] = words.transpose(0, 2, 3, 1).reshape(*tiles.shape[:2], -1)
+    return Packed(data, rows, columns, bits, group)
 
 
-def pack_by_neuron(weights: torch.Tensor | Codes) -> Packed:
+def pack_by_neuron(weights: Any) -> Packed:
     """As `pack`, one row after the other, so that a row can be left unread."""
     if not isinstance(weights, Codes):
-        rows, columns = weights.shape
+        floats = np.asarray(weights, np.float32)
+        rows, columns = floats.shape
         packed_bytes(rows, columns, 32, GROUPS[0], "neurons")
-        return Packed(weights.detach().float().contiguous().view(torch.uint8).flatten(), rows, columns, 32, GROUPS[0], "neurons")
+        return Packed(aligned(np.ascontiguousarray(floats).reshape(-1).view(np.uint8)), rows, columns, 32, GROUPS[0], "neurons")
     rows, columns = weights.codes.shape
     bits, group = weights.bits, weights.group
     packed_bytes(rows, columns, bits, group, "neurons")
-    codes = torch.nn.functional.pad(weights.codes.long() & (1 << bits) - 1, (0, -columns % BLOCK)).view(rows, -1, 4, BLOCK // 4)
-    words = (codes << (torch.arange(4) * bits)[:, None]).sum(2)  # [rows, blocks, 16]
-    narrow = torch.where(words >= 1 << 4 * bits - 1, words - (1 << 4 * bits), words).to(torch.int16 if bits == 4 else torch.int32)
-    parts = [one.contiguous().view(torch.uint8).view(rows, -1) for one in (weights.scale.half(), weights.offset.half(), narrow)]
-    return Packed(torch.cat(parts, 1).flatten(), rows, columns, bits, group, "neurons")
+    kind = np.dtype("<u2" if bits == 4 else "<u4")
+    codes = np.pad(weights.codes.view(np.uint8), ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, 4, BLOCK // 4)
+    words = sum((codes[:, :, i].astype(kind) << kind.type(i * bits) for i in range(4)), np.zeros((), kind))  # [rows, blocks, 16]
+    parts = [np.ascontiguousarray(one).view(np.uint8).reshape(rows, -1) for one in (weights.scale.astype("<f2"), weights.offset.astype("<f2"), words)]
+    return Packed(aligned(np.concatenate(parts, 1).reshape(-1)), rows, columns, bits, group, "neurons")
 
 
-def _unpack_by_neuron(packed: Packed) -> torch.Tensor | Codes:
+def _unpack_by_neuron(packed: Packed) -> Array | Codes:
     rows, columns, bits, heads = packed.rows, packed.columns, packed.bits, packed.columns // packed.group * 2
     if bits == 32:
-        return packed.data.view(torch.float32).view(rows, columns)
-    whole = packed.data.view(rows, -1)
-    scale, offset = (whole[:, heads * i : heads * (i + 1)].contiguous().view(torch.float16) for i in range(2))
-    words = whole[:, 2 * heads :].contiguous().view(torch.int16 if bits == 4 else torch.int32).int().view(rows, -1, 1, BLOCK // 4)
-    codes = (words >> (torch.arange(4) * bits)[:, None] & (1 << bits) - 1).flatten(1)[:, :columns]
-    return Codes(codes.to(torch.uint8) if bits == 4 else codes.to(torch.uint8).view(torch.int8), scale, offset)
+        return packed.data.view(np.float32).reshape(rows, columns)
+    whole = packed.data.reshape(rows, -1)
+    scale, offset = (np.ascontiguousarray(whole[:, heads * i : heads * (i + 1)]).view(np.float16) for i in range(2))
+    kind = np.dtype("<u2" if bits == 4 else "<u4")
+    words = np.ascontiguousarray(whole[:, 2 * heads :]).view(kind).reshape(rows, -1, 1, BLOCK // 4)
+    codes = words >> (np.arange(4, dtype=kind) * kind.type(bits))[:, None] & kind.type((1 << bits) - 1)
+    narrow = codes.astype(np.uint8).reshape(rows, -1)[:, :columns]
+    return Codes(narrow if bits == 4 else narrow.view(np.int8), scale, offset)
 
 
-def unpack(packed: Packed) -> torch.Tensor | Codes:
-    """What was packed."""
+def unpack(packed: Packed) -> Array | Codes:
+    """What was packed: float32 [rows, columns], or `Codes`."""
     if packed.layout == "neurons":
         return _unpack_by_neuron(packed)
     tiles, group, bits = -(-packed.rows // ROWS), packed.group, packed.bits
     if bits == 32:
-        return packed.data.view(torch.float32).view(tiles, packed.columns, ROWS).transpose(1, 2).reshape(-1, packed.columns)[: packed.rows]
-    whole = packed.data.view(tiles, packed.columns // group, -1)
-    heads = whole[:, :, :64].contiguous().view(torch.float16).view(tiles, -1, 2, ROWS).permute(2, 0, 3, 1).reshape(2, tiles * ROWS, -1)[:, : packed.rows]
-    words = whole[:, :, 64:].contiguous().view(torch.int32).view(tiles, packed.columns // group, -1, ROWS).permute(0, 3, 1, 2)
-    codes = (words[..., None] >> torch.arange(32 // bits) * bits) & (1 << bits) - 1
-    codes = codes.reshape(tiles * ROWS, -1)[: packed.rows]
-    return Codes(codes.to(torch.uint8) if bits == 4 else codes.to(torch.uint8).view(torch.int8), heads[0].contiguous(), heads[1].contiguous())
+        return packed.data.view(np.float32).reshape(tiles, packed.columns, ROWS).transpose(0, 2, 1).reshape(-1, packed.columns)[: packed.rows]
+    whole = packed.data.reshape(tiles, packed.columns // group, -1)
+    heads = np.ascontiguousarray(whole[:, :, :64]).view(np.float16).reshape(tiles, -1, 2, ROWS)
+    scale, offset = heads.transpose(2, 0, 3, 1).reshape(2, tiles * ROWS, -1)[:, : packed.rows]
+    words = np.ascontiguousarray(whole[:, :, 64:]).view("<u4").reshape(tiles, packed.columns // group, -1, ROWS)
+    raw = np.ascontiguousarray(words.transpose(0, 3, 1, 2)).reshape(tiles * ROWS, -1).view(np.uint8)[: packed.rows]
+    codes = np.stack([raw & 15, raw >> 4], -1).reshape(packed.rows, -1) if bits == 4 else raw.view(np.int8)
+    return Codes(codes, scale, offset)
 
 
-def chosen_rows(packed: Packed, rows: torch.Tensor) -> Packed:
-    """The rows [n] int64 of a matrix in tiles as a matrix of their own; nothing is rounded, and only the tiles that they lie in are unpacked."""
-    tiles, place = torch.unique(rows // ROWS, return_inverse=True)
-    data = packed.data.view(-(-packed.rows // ROWS), -1)[tiles].flatten()
+def dense(packed: Packed) -> Array:
+    """The weights of a packed matrix [rows, columns], float32."""
+    found = unpack(packed)
+    return found.dense() if isinstance(found, Codes) else found
+
+
+def chosen_rows(packed: Packed, rows: Any) -> Packed:
+    """The rows [n] of a matrix in tiles as a matrix of their own; nothing is rounded, and only the tiles that they lie in are unpacked."""
+    rows = np.asarray(rows)
+    tiles, place = np.unique(rows // ROWS, return_inverse=True)
+    data = packed.data.reshape(-(-packed.rows // ROWS), -1)[tiles].reshape(-1)
     found = unpack(dataclasses.replace(packed, data=data, rows=len(tiles) * ROWS))
-    at = place * ROWS + rows % ROWS
-    if isinstance(found, torch.Tensor):
+    at = place.reshape(-1) * ROWS + rows % ROWS
+    if not isinstance(found, Codes):
         return pack(found[at])
-    return pack(dataclasses.replace(found, codes=found.codes[at], scale=found.scale[at], offset=found.offset[at]))
+    return pack(Codes(found.codes[at], found.scale[at], found.offset[at]))
 
 
-def _tiled(weights: torch.Tensor) -> torch.Tensor:
-    """[rows, ...] as [tiles, 16, ...], rows of zeros at the end."""
-    missing = -weights.shape[0] % ROWS
+def _tiled(weights: Array) -> Array:
+    """[rows, columns] as [tiles, 16, columns], rows of zeros at the end."""
+    missing = -len(weights) % ROWS
     if missing:
-        weights = torch.cat([weights, weights.new_zeros(missing, *weights.shape[1:])])
-    return weights.reshape(-1, ROWS, *weights.shape[1:])
+        weights = np.concatenate([weights, np.zeros((missing, weights.shape[1]), weights.dtype)])
+    return weights.reshape(-1, ROWS, weights.shape[1])

@@ -1,16 +1,20 @@
-"""The decoder in plain torch, float32: what the kernel is held to, and what runs where it was not built."""
+"""The decoder in plain torch, float32: what the kernel is held to, and what runs where it was not built. Arrays go in and come out, as with the kernel."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+from lissome.kernels.decoder import packed
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.ffn import Experts
 from lissome.kernels.decoder.native import Layer, Weights
-from lissome.kernels.decoder.packed import Packed, unpack
+from lissome.kernels.decoder.packed import Packed
 
 
 class Reference:
@@ -26,30 +30,24 @@ class Reference:
         weights = dataclasses.replace(self.weights, layers=self.weights.layers[first:last], head=head or self.weights.head)
         return Reference(weights, self.slots, self.capacity, self.half, (self.keys[first:last], self.values[first:last]))
 
-    def step(
-        self,
-        tokens: torch.Tensor,
-        slots: torch.Tensor,
-        positions: torch.Tensor,
-        wanted: torch.Tensor,
-        begin: torch.Tensor | None = None,
-        end: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def step(self, tokens: Any, slots: Any, positions: Any, wanted: Any, begin: Any = None, end: Any = None) -> Array:
         """Logits [wanted, vocabulary] of the rows `wanted`, after all rows were read."""
-        first = dense(self.weights.embedding)[tokens.long()] if begin is None else begin
+        tokens, slots, positions, wanted = (np.asarray(one).astype(np.int64) for one in (tokens, slots, positions, wanted))
+        first = dense(self.weights.embedding)[torch.from_numpy(tokens)] if begin is None else torch.tensor(np.asarray(begin))
         states = [self._row(row, int(slot), int(position)) for row, slot, position in zip(first, slots, positions, strict=True)]
         for at, state in enumerate(states if end is not None else ()):
-            end[at] = state  # type: ignore[index]
+            end[at] = state
         if not len(wanted):
-            return torch.empty(0, self.weights.head.rows)
-        last = torch.stack([states[int(row)] for row in wanted])
-        return functional.rms_norm(last, last.shape[1:], self.weights.norm.float(), self.weights.epsilon) @ dense(self.weights.head).T
+            return np.empty((0, self.weights.head.rows), np.float32)
+        last = torch.stack([states[row] for row in wanted])
+        logits = functional.rms_norm(last, last.shape[1:], _floats(self.weights.norm), self.weights.epsilon) @ dense(self.weights.head).T
+        return logits.numpy()
 
     def _row(self, state: torch.Tensor, slot: int, position: int) -> torch.Tensor:
         w = self.weights
         for at, layer in enumerate(w.layers):
             m = layer.matrices
-            x = functional.rms_norm(state, state.shape, layer.attention_norm.float(), w.epsilon)
+            x = functional.rms_norm(state, state.shape, _floats(layer.attention_norm), w.epsilon)
             q, k, v = ((dense(matrix) @ x).view(-1, w.dim) for matrix in (m["q"], m["k"], m["v"]))
             self.keys[at, slot, :, position] = self._rotated(k, position).to(self.keys.dtype)
             self.values[at, slot, :, position] = v.to(self.values.dtype)
@@ -57,12 +55,12 @@ class Reference:
             grouped = self._rotated(q, position).view(w.kv_heads, -1, w.dim)
             seen = ((grouped @ keys.transpose(1, 2)) * w.scale).softmax(-1) @ values
             state = state + dense(m["o"]) @ seen.flatten()
-            x = functional.rms_norm(state, state.shape, layer.ffn_norm.float(), w.epsilon)
+            x = functional.rms_norm(state, state.shape, _floats(layer.ffn_norm), w.epsilon)
             state = state + feed_forward(layer, x)
         return state
 
     def _rotated(self, heads: torch.Tensor, position: int) -> torch.Tensor:
-        cosine, sine = self.weights.cosine[position].float(), self.weights.sine[position].float()
+        cosine, sine = _floats(self.weights.cosine[position]), _floats(self.weights.sine[position])
         a, b = heads.chunk(2, -1)
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
@@ -93,9 +91,9 @@ def _gated(layer: Layer, x: torch.Tensor, prefix: str = "") -> torch.Tensor:
 
 def chosen(experts: Experts, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The experts of a row and their weights [active], best first, by the router's logits [count]."""
-    logits = logits if experts.offset is None else logits + experts.offset.float()
+    logits = logits if experts.offset is None else logits + _floats(experts.offset)
     scores = logits.softmax(-1) if experts.scores == "softmax" else logits.sigmoid()
-    asked = scores if experts.bias is None else scores + experts.bias.float()
+    asked = scores if experts.bias is None else scores + _floats(experts.bias)
     index = asked.sort(descending=True, stable=True).indices[: experts.active]
     weight = torch.ones(experts.active) if experts.weights == "ones" else scores[index]
     if experts.weights == "normalised":
@@ -105,5 +103,9 @@ def chosen(experts: Experts, logits: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def dense(matrix: Packed) -> torch.Tensor:
     """The weights of a packed matrix [rows, columns], float32."""
-    found = unpack(matrix)
-    return found if isinstance(found, torch.Tensor) else found.dense()
+    return _floats(packed.dense(matrix))
+
+
+def _floats(given: Array) -> torch.Tensor:
+    """As a tensor of its own: those of a mapped file cannot be written, which torch warns of."""
+    return torch.tensor(np.asarray(given, np.float32))

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from lissome.core.errors import BadModel
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.packed import Codes
 from lissome.nn.decoder.folder import TOKENIZER, About
 from lissome.nn.decoder.gguf import Gguf, read_gguf
-from lissome.nn.decoder.tokenizer import tokenizer_of
+from lissome.nn.decoder.tokenizer import read_tokenizer, tokenizer_of
 from lissome.nn.decoder.weights import GGUF_NAMES, LLAMA_NAMES, gguf_plan, halves_first
+from lissome.nn.mapped import tensors_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WHOLE = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 GGUF_WHOLE = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
@@ -53,12 +54,12 @@ class Checkpoint:
     """
 
     shape: Shape
-    read: Callable[[str], torch.Tensor | Codes]
+    read: Callable[[str], Array | Codes]
     tokenizer: Tokenizer
     about: About
     where: str
 
-    def floats(self, name: str) -> torch.Tensor:
+    def floats(self, name: str) -> Array:
         """A tensor that must be floats. Raises BadModel where it is in codes."""
         found = self.read(name)
         if isinstance(found, Codes):
@@ -81,26 +82,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _from_folder(folder: Path) -> Checkpoint:
-    from tokenizers import Tokenizer
-
     config = _json(folder / "config.json")
     if config is None:
         raise BadModel("it has no config.json", where=str(folder), expected="a Hugging Face folder of a Llama-shaped model")
     shape = shape_of(config, str(folder))
-    files = _tensors(folder)
+    files = tensors_in(folder)
 
-    def read(name: str) -> torch.Tensor | Codes:
+    def read(name: str) -> Array | Codes:
         inner = name.split(".")
         if inner[0] == "layers":
             part = LLAMA_NAMES.get(inner[2]) or NORMS[inner[2]]
             stored = f"model.layers.{inner[1]}.{part}.weight"
         else:
             stored = f"{WHOLE[name]}.weight"
-        return _finite(_stored(files, stored, folder), stored, str(folder))
+        if stored not in files:
+            raise BadModel(f'there is no tensor "{stored}"', where=str(folder), expected="all weights of the model that config.json describes")
+        return _finite(files[stored].floats(stored), stored, str(folder))
 
     if not (folder / TOKENIZER).is_file():
         raise BadModel(f"it has no {TOKENIZER}", where=str(folder), do="save the model's fast tokenizer beside it")
-    return Checkpoint(shape, read, Tokenizer.from_file(str(folder / TOKENIZER)), _about(folder, config), str(folder))
+    tokenizer = read_tokenizer(folder / TOKENIZER, "save the model's fast tokenizer again")
+    return Checkpoint(shape, read, tokenizer, _about(folder, config), str(folder))
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
@@ -139,43 +141,12 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
     )
 
 
-def _tensors(folder: Path) -> dict[str, Path]:
-    """Tensor -> the safetensors file that holds it."""
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                found.update(dict.fromkeys(file.keys(), path))
-        except (OSError, SafetensorError) as error:
-            raise BadModel(f"the weights cannot be read: {str(error).splitlines()[0]}", where=str(path), do="copy the file again") from error
-    if not found:
-        raise BadModel("there are no weights in it (*.safetensors)", where=str(folder), expected="a Hugging Face folder; pickles are not read")
-    return found
-
-
-def _stored(files: Mapping[str, Path], name: str, folder: Path) -> torch.Tensor:
-    from safetensors import SafetensorError, safe_open
-
-    if name not in files:
-        raise BadModel(f'there is no tensor "{name}"', where=str(folder), expected="all weights of the model that config.json describes")
-    try:
-        with safe_open(files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise BadModel(f"the weights cannot be read: {str(error).splitlines()[0]}", where=str(files[name]), do="copy the file again") from error
-    if tensor.dtype not in FLOATS:
-        raise BadModel(f'"{name}" is {tensor.dtype}', where=str(files[name]), expected="float32, bfloat16 or float16")
-    return tensor.float()
-
-
 def _from_gguf(path: Path) -> Checkpoint:
     file = read_gguf(path)
     shape = gguf_shape(file)
     unturned = {"q": shape.heads, "k": shape.kv_heads}
 
-    def read(name: str) -> torch.Tensor | Codes:
+    def read(name: str) -> Array | Codes:
         inner = name.split(".")
         if inner[0] != "layers":
             return _finite(file.tensor(f"{GGUF_WHOLE[name]}.weight"), name, str(path))
@@ -244,8 +215,8 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _finite(tensor: torch.Tensor | Codes, name: str, where: str) -> torch.Tensor | Codes:
+def _finite(tensor: Array | Codes, name: str, where: str) -> Array | Codes:
     every = (tensor.scale, tensor.offset) if isinstance(tensor, Codes) else (tensor,)
-    if not all(bool(torch.isfinite(one).all()) for one in every):
+    if not all(np.isfinite(one).all() for one in every):
         raise BadModel(f'"{name}" holds NaN or infinity', where=where, do="fetch the model again")
     return tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from lissome.core.config import Config
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.ffn import Activation, Experts, Ffn, Kind, Weighing
 
 EXPERTS_MOST = 4096
@@ -47,17 +47,17 @@ def record_of(ffn: Ffn) -> FfnRecord:
     return FfnRecord(kind=ffn.kind, activation=ffn.activation, experts=record)
 
 
-def tensors_of(ffn: Ffn, prefix: str) -> dict[str, torch.Tensor]:
+def tensors_of(ffn: Ffn, prefix: str) -> dict[str, Array]:
     """Its tensors that are no matrices, by name."""
     given = {} if ffn.experts is None else {f"{prefix}experts.{name}": getattr(ffn.experts, name) for name in ("bias", "offset")}
     return {name: one for name, one in given.items() if one is not None}
 
 
-def read_ffn(record: FfnRecord, tensor: Callable[[str], torch.Tensor]) -> Ffn:
-    """The feed-forward part that a record names. tensor(name): of the layer. Raises BadInput where it makes no sense."""
+def read_ffn(record: FfnRecord, floats: Callable[[str], Array]) -> Ffn:
+    """The feed-forward part that a record names. floats(name): of the layer. Raises BadInput where it makes no sense."""
     if record.experts is None:
         return Ffn(record.kind, record.activation, record.threshold)
     told = record.experts
-    bias, offset = (tensor(f"experts.{name}") if given else None for name, given in (("bias", told.bias), ("offset", told.offset)))
+    bias, offset = (floats(f"experts.{name}") if given else None for name, given in (("bias", told.bias), ("offset", told.offset)))
     experts = Experts(told.count, told.active, told.scores, told.weights, told.scale, bias, offset, told.shared)
     return Ffn(record.kind, record.activation, record.threshold, experts)

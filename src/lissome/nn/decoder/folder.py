@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 
 from lissome.core.cache import disk_errors
 from lissome.core.config import Config
 from lissome.core.errors import BadInput, BadModel
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Packed
 from lissome.nn.decoder.check import check_sizes, check_weights
@@ -75,12 +76,12 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
     with disk_errors("the decoder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / TENSORS).open("wb") as file:
-            shapes = {name: tuple(tensor.shape) for name, tensor in sorted(tensors.items())}
-            write_header(file, shapes, {name: one.data.numel() for name, one in sorted(packed.items())})
-            for name in shapes:
-                file.write(tensors[name].float().contiguous().numpy().astype("<f4").tobytes())
-            for _, one in sorted(packed.items()):
-                file.write(one.data.numpy().tobytes())
+            order = sorted(packed, key=lambda name: (packed[name].layout != "tiles", name))  # those in tiles are whole cache lines: the next is aligned too
+            write_header(file, {name: packed[name].data.size for name in order}, {name: tensor.shape for name, tensor in sorted(tensors.items())})
+            for name in order:
+                file.write(packed[name].data.data)
+            for _, tensor in sorted(tensors.items()):
+                file.write(np.ascontiguousarray(tensor, "<f4").data)
         (folder / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
@@ -107,7 +108,7 @@ def map_decoder(folder: Path) -> tuple[Weights, Description, Mapped]:
         if name not in told.matrices:
             raise BadModel(f'it does not say what "{name}" is', where=str(folder / DESCRIPTION))
         try:
-            return Packed(file.tensor(name), **told.matrices[name].model_dump())
+            return Packed(file.array(name), **told.matrices[name].model_dump())
         except BadModel:
             raise
         except BadInput as error:
@@ -137,11 +138,11 @@ def map_decoder(folder: Path) -> tuple[Weights, Description, Mapped]:
     return weights, told, file.mapped
 
 
-def _floats(file: Tensors, name: str) -> torch.Tensor:
-    tensor = file.tensor(name)
-    if tensor.dtype != torch.float32:
-        raise BadModel(f'the tensor "{name}" is of {tensor.dtype}', where=str(file.path), expected="float32", do="make it anew")
-    return tensor
+def _floats(file: Tensors, name: str) -> Array:
+    values = file.array(name)
+    if file.stored[name].kind != "F32":
+        raise BadModel(f'the tensor "{name}" is of {file.stored[name].kind}', where=str(file.path), expected="F32", do="make it anew")
+    return values
 
 
 def is_decoder(folder: Path) -> bool:
@@ -152,4 +153,4 @@ def is_decoder(folder: Path) -> bool:
 def weights_bytes(weights: Weights) -> int:
     """Bytes of all matrices, each counted once."""
     every = [one for layer in weights.layers for one in layer.matrices.values()]
-    return sum({id(one): one.data.numel() for one in (*every, weights.embedding, weights.head)}.values())
+    return sum({id(one): one.data.nbytes for one in (*every, weights.embedding, weights.head)}.values())

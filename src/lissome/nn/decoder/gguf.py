@@ -6,7 +6,6 @@ Q8_0 (a scale, codes of 8 bits).
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lissome.core.errors import BadModel
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.packed import Codes
-from lissome.nn.mapped import unreadable
+from lissome.nn.mapped import Mapped, Span, widened
 
 MAGIC, VERSIONS, ALIGNMENT, BLOCK = b"GGUF", (2, 3), 32, 32
 DEEPEST, DIMENSIONS = 2, 4
@@ -26,17 +25,23 @@ SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?
 STRING, ARRAY = 8, 9
 TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", BLOCK, 18), 3: ("Q4_1", BLOCK, 20), 8: ("Q8_0", BLOCK, 34), 30: ("BF16", 1, 2)}
 """Type number -> name, weights a block, bytes a block."""
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in the file. shape: rows first, as torch has it; start: first byte, from the beginning of the file."""
+    """A tensor in the file. shape: rows first; start: first byte, from the beginning of the file."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     start: int
     size: int
+
+    @property
+    def span(self) -> Span:
+        """Its bytes in the file."""
+        return self.start, self.start + self.size
 
 
 @dataclass(frozen=True)
@@ -46,59 +51,43 @@ class Gguf:
     path: Path
     metadata: Mapping[str, Any]
     entries: Mapping[str, Entry]
-    data: memoryview
+    mapped: Mapped
 
-    def tensor(self, name: str) -> torch.Tensor | Codes:
+    def tensor(self, name: str) -> Array | Codes:
         """A tensor: floats as float32, codes as codes. Nothing is rounded. Raises BadModel where there is none."""
         if name not in self.entries:
             raise BadModel(f'there is no tensor "{name}".', where=str(self.path), expected="a whole model of the architecture that it names")
         return slice_rows(self, name, 0, self.entries[name].shape[0])
 
-    def forget(self, name: str) -> None:
-        """Give back the pages that a tensor was read from: they count as this process's memory until then. They can be read again."""
-        entry, mapped = self.entries[name], self.data.obj
-        begin = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED, begin, entry.start + entry.size - begin)
 
-
-def slice_rows(file: Gguf, name: str, begin: int, end: int) -> torch.Tensor | Codes:
+def slice_rows(file: Gguf, name: str, begin: int, end: int) -> Array | Codes:
     """Rows [begin, end) of a tensor that the file has, as `Gguf.tensor` gives them."""
     entry = file.entries[name]
     each, shape = entry.size // entry.shape[0], (end - begin, *entry.shape[1:])
-    raw = np.frombuffer(file.data, np.uint8, each * (end - begin), entry.start + each * begin)
-    if entry.kind == "F32":
-        return torch.from_numpy(raw.view("<f4").reshape(shape).copy())
-    if entry.kind == "F16":
-        return torch.from_numpy(raw.view("<f2").reshape(shape).astype(np.float32))
-    if entry.kind == "BF16":
-        return torch.from_numpy((raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape))
+    raw = file.mapped.bytes[entry.start + each * begin : entry.start + each * end]
+    if entry.kind in FLOATS:
+        return widened(raw.view(FLOATS[entry.kind]).reshape(shape), entry.kind)
     return _codes(raw.reshape(*shape[:-1], shape[-1] // BLOCK, -1), entry.kind)
 
 
-def _codes(blocks: np.ndarray, kind: str) -> Codes:
+def _codes(blocks: Array, kind: str) -> Codes:
     """Blocks [rows, blocks, bytes] as codes; a code c of Q4_0 stands for scale * (c - 8), so its offset is -8 scales, exactly."""
     rows, count, _ = blocks.shape
     scale = blocks[..., :2].copy().view("<f2")[..., 0]
     if kind == "Q8_0":
-        codes = blocks[..., 2:].view(np.int8).reshape(rows, count * BLOCK)
-        return Codes(torch.from_numpy(codes.copy()), torch.from_numpy(scale), torch.zeros(rows, count, dtype=torch.float16))
-    offset = blocks[..., 2:4].copy().view("<f2")[..., 0] if kind == "Q4_1" else -8 * scale
+        return Codes(blocks[..., 2:].view(np.int8).reshape(rows, count * BLOCK), scale, np.zeros((rows, count), np.float16))
+    offset = blocks[..., 2:4].copy().view("<f2")[..., 0] if kind == "Q4_1" else np.float16(-8) * scale
     nibbles = blocks[..., 4 if kind == "Q4_1" else 2 :]
     codes = np.concatenate([nibbles & 15, nibbles >> 4], -1).reshape(rows, count * BLOCK)
-    return Codes(torch.from_numpy(codes), torch.from_numpy(scale), torch.from_numpy(offset.astype(np.float16)))
+    return Codes(codes, scale, offset)
 
 
 def read_gguf(path: Path) -> Gguf:
     """Open a file. Raises BadModel where it is none, is cut short, or holds a type that is not offered (named)."""
-    try:
-        size = path.stat().st_size
-        if size < 24:
-            raise BadModel(f"it has {size} bytes and is no GGUF file", where=str(path))
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise unreadable(path, error) from error
+    mapped = Mapped(path)
+    if mapped.size < 24:
+        raise BadModel(f"it has {mapped.size} bytes and is no GGUF file", where=str(path))
+    data = memoryview(mapped.bytes)
     reader = _Reader(data, path)
     if bytes(data[:4]) != MAGIC:
         raise BadModel("it does not begin with GGUF", where=str(path), expected="a GGUF file")
@@ -119,7 +108,7 @@ def read_gguf(path: Path) -> Gguf:
     entries: dict[str, Entry] = {}
     for name, kind, shape, offset in found:
         entries[name] = _entry(reader, name, kind, shape, start + offset)
-    return Gguf(path, metadata, entries, data)
+    return Gguf(path, metadata, entries, mapped)
 
 
 def _info(reader: _Reader) -> tuple[str, int, tuple[int, ...], int]:

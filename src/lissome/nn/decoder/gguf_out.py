@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from lissome.core.errors import BadInput
+from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.ffn import GATED_SILU
 from lissome.kernels.decoder.native import Weights
 from lissome.kernels.decoder.packed import Codes, Packed, unpack
@@ -29,7 +30,7 @@ NORMAL, FILE_TYPE, QUANTIZATION_VERSION = 1, 3, 2
 def save_gguf(path: Path, weights: Weights, shape: Shape, tokenizer: Tokenizer, about: About, name: str = "") -> None:
     """Write the file. Raises BadInput for groups other than 32 and for tokenizers that `tokenizer_of` would not read again."""
     check_groups(weights)
-    tensors: dict[str, torch.Tensor | Codes] = {"token_embd.weight": unpack(weights.embedding), "output_norm.weight": weights.norm}
+    tensors: dict[str, Array | Codes] = {"token_embd.weight": unpack(weights.embedding), "output_norm.weight": weights.norm}
     if weights.head is not weights.embedding:
         tensors["output.weight"] = unpack(weights.head)
     turned = {"q": shape.heads, "k": shape.kv_heads}
@@ -52,15 +53,15 @@ def check_groups(weights: Weights) -> None:
         raise BadInput(f"GGUF has no place for groups of {other}.", expected=f"groups of {BLOCK} (Q4_0, Q4_1, Q8_0)", do=f"take --group {BLOCK}")
 
 
-def neighbours_first(weights: torch.Tensor | Codes, heads: int) -> torch.Tensor | Codes:
+def neighbours_first(weights: Array | Codes, heads: int) -> Array | Codes:
     """Rows of queries or keys in GGUF's order, in which neighbours are rotated: the inverse of `halves_first`."""
     if isinstance(weights, Codes):
         return Codes(*(_turned(one, heads) for one in (weights.codes, weights.scale, weights.offset)))
     return _turned(weights, heads)
 
 
-def _turned(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape).contiguous()
+def _turned(rows: Array, heads: int) -> Array:
+    return np.ascontiguousarray(rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _metadata(shape: Shape, name: str) -> dict[str, Any]:

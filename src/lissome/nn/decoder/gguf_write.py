@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lissome.core.cache import disk_errors
 from lissome.core.errors import BadInput
@@ -19,8 +18,8 @@ F32, Q4_0, Q4_1, Q8_0 = 0, 2, 3, 8
 U32, I32, FLOAT, BOOL = 4, 5, 6, 7
 
 
-def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor | Codes]) -> None:
-    """Write a file. Codes must be in groups of 32; of 4 bits they become Q4_0 where every offset is minus eight scales, else Q4_1.
+def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write a file. tensors: floats, or `Codes`, which must be in groups of 32; of 4 bits they become Q4_0 where every offset is minus eight scales, else Q4_1.
 
     Raises BadInput for codes and values that the format has no place for.
     """
@@ -39,21 +38,22 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, to
             file.write(_padded(data))
 
 
-def _block(name: str, tensor: torch.Tensor | Codes) -> tuple[int, tuple[int, ...], bytes]:
+def _block(name: str, tensor: Any) -> tuple[int, tuple[int, ...], bytes]:
     """Type, shape and bytes of a tensor."""
     if not isinstance(tensor, Codes):
-        return F32, tuple(tensor.shape), tensor.detach().float().contiguous().numpy().astype("<f4").tobytes()
+        floats = np.ascontiguousarray(tensor, "<f4")
+        return F32, floats.shape, floats.tobytes()
     if tensor.group != BLOCK:
         raise BadInput(f'"{name}" is in groups of {tensor.group}', expected=f"groups of {BLOCK}, as GGUF has them")
     shape = tuple(tensor.codes.shape)
-    scale, offset = (one.numpy().astype("<f2")[..., None].view(np.uint8) for one in (tensor.scale, tensor.offset))
-    codes = tensor.codes.numpy().reshape(shape[0], -1, BLOCK)
+    scale, offset = (one.astype("<f2")[..., None].view(np.uint8) for one in (tensor.scale, tensor.offset))
+    codes = tensor.codes.reshape(shape[0], -1, BLOCK)
     if tensor.bits == 8:
         if bool((tensor.offset != 0).any()):
             raise BadInput(f'"{name}" has codes of 8 bits with an offset', expected="none, as Q8_0 has no place for it")
         return Q8_0, shape, np.concatenate([scale, codes.view(np.uint8)], -1).tobytes()
     halves = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << 4
-    around_eight = bool((tensor.offset == -8 * tensor.scale).all())
+    around_eight = bool((tensor.offset == np.float16(-8) * tensor.scale).all())
     return (Q4_0 if around_eight else Q4_1), shape, np.concatenate([scale, *([] if around_eight else [offset]), halves], -1).tobytes()
 
 

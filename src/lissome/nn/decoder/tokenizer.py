@@ -1,7 +1,8 @@
-"""The tokenizer inside a GGUF file, as the `tokenizers` library has it."""
+"""The tokenizer of a model, as the `tokenizers` library has it: from its own file, or from inside a GGUF file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lissome.core.errors import BadModel
@@ -14,6 +15,16 @@ CONTROL, USER = 3, 4
 """Kinds of tokens that text cannot spell: markers of the model, and words that the model's maker added."""
 SPLITS = {"smollm": "digits", "gpt-2": "plain", "default": "plain"}
 """tokenizer.ggml.pre -> how text is cut before byte-pair encoding."""
+
+
+def read_tokenizer(path: Path, do: str) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json`. Raises BadModel where it is missing or broken; do: what helps then."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception, for a file that is missing too
+        raise BadModel(f"its tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(path), do=do) from error
 
 
 def tokenizer_of(file: Gguf) -> Tokenizer:

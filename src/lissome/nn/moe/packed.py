@@ -42,12 +42,12 @@ class PackedExperts(nn.Module):
 
     def fill(self, number: int, up: Codes, down: Codes) -> None:
         """Give an expert its weights."""
-        self.up[number], self.down[number] = pack(up).data, pack(down).data
+        self.up[number], self.down[number] = (torch.from_numpy(pack(one).data) for one in (up, down))
 
     def matrix(self, name: str, number: int) -> Packed:
         """A matrix of an expert, where it lies."""
         assert self.config.group is not None
-        return Packed(getattr(self, name)[number], *self.shapes[name], BITS, self.config.group)
+        return Packed(getattr(self, name)[number].cpu().numpy(), *self.shapes[name], BITS, self.config.group)
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Tokens x [n, width] through their experts (index, weight: [n, active]): [n, width]."""
@@ -64,8 +64,8 @@ class PackedExperts(nn.Module):
 def product(matrix: Packed, x: torch.Tensor) -> torch.Tensor:
     """x [n, columns] times the transposed matrix: by the kernel where it was built and nothing is trained, else in torch."""
     if library().handle is not None and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad):
-        return multiply(matrix, x, _pool(torch.get_num_threads()))
-    return functional.linear(x.float(), dense(matrix))
+        return torch.from_numpy(multiply(matrix, x.detach().float().numpy(), _pool(torch.get_num_threads())))
+    return functional.linear(x.float(), dense(matrix).to(x.device))
 
 
 @functools.lru_cache(maxsize=4)
