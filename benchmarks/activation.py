@@ -70,13 +70,14 @@ class Made:
         act = {"silu": functional.silu, "relu": functional.relu, "relu2": lambda x: functional.relu(x).square()}[self.activation]
         state, layers, spoken = self.start, [], torch.zeros(TOKENS)
         for at, (gate, up, down) in enumerate(self.parts):
+            by_gate, by_up, by_down = (torch.from_numpy(one.dense()) for one in (gate, up, down))
             x = functional.rms_norm(state, (HIDDEN,), eps=1e-5)
-            asked = act(x @ gate.dense().T)
+            asked = act(x @ by_gate.T)
             sizes = asked.abs().flatten()
             threshold = float(sizes.kthvalue(max(1, round(share * len(sizes)))).values) if share else 0.0
             kept = torch.where(asked.abs() <= threshold, 0, asked)
             spoken += (kept != 0).float().mean(1)
-            state = state + (kept * (x @ up.dense().T)) @ down.dense()
+            state = state + (kept * (x @ by_up.T)) @ by_down
             matrices = self.sparse[at] if sparse else {"gate": self.sparse[at]["gate"], "up": pack(up), "down": pack(coded(torch.Generator(), HIDDEN, NEURONS))}
             ffn = Ffn("gate-first", self.activation, threshold) if sparse else Ffn("gated", self.activation)
             layers.append(Layer(torch.ones(HIDDEN), torch.ones(HIDDEN), self.attention | matrices, ffn))

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lissome.core.cache import Cache, file_sha256
@@ -118,7 +119,7 @@ def figure(values: Sequence[float], unit: str) -> Document:
 
 def token_bytes(weights: Weights, context: int) -> int:
     """Bytes that a token reads after `context` others: all matrices once (of the embedding a row, unless it is the head too), keys and values in bfloat16."""
-    matrices = sum(matrix.data.numel() for layer in weights.layers for matrix in layer.matrices.values()) + weights.head.data.numel()
+    matrices = sum(matrix.data.size for layer in weights.layers for matrix in layer.matrices.values()) + weights.head.data.size
     return matrices + len(weights.layers) * weights.kv_heads * context * weights.dim * 2 * 2
 
 
@@ -180,9 +181,10 @@ def perplexity(given: argparse.Namespace, models: Mapping[str, Path], progress: 
     count = min(given.windows, len(tokens) // given.window)
     for at, window in enumerate(tokens[: count * given.window].view(count, -1)):
         progress.stage(f"perplexity: window {at + 1} of {count}")
-        place = torch.arange(len(window))
+        place = np.arange(len(window))
         with torch.inference_mode():
-            said = [plain(window[None]).logits[0], *(e.step(Batch(window, torch.zeros_like(place), place, place)) for e in engines.values())]
+            ours = [torch.from_numpy(engine.step(Batch(window, place * 0, place, place))) for engine in engines.values()]
+            said = [plain(window[None]).logits[0], *ours]
         for kept, logits in zip(losses.values(), said, strict=True):
             kept.append(torch.nn.functional.cross_entropy(logits[:-1].float(), window[1:], reduction="none").double())
     first = torch.cat(losses["transformers, dequantised"])

@@ -2,10 +2,10 @@
 
     python benchmarks/decode_ways.py lissome|lissome-8|lissome-32|llama.cpp|transformers-fp32|transformers-bf16 MODEL THREADS SLOTS CAPACITY
 
-llama.cpp runs in an interpreter that need not have lissome, so nothing beyond the standard library is imported before it is needed. First the process
-prints {"load": seconds} (imports are not counted); then {"do": "read", "slot", "tokens"} clears the slot and reads so many tokens into it, {"do": "write",
-"slots", "tokens"} writes so many, one a step in each of the first slots, and {"do": "memory"} asks for the peak. Replies: {"seconds"} or {"mb"}. Tokens are
-drawn by lot: what they are does not matter to the time.
+llama.cpp runs in an interpreter that need not have lissome, so nothing beyond the standard library is imported before it is needed; lissome's own process
+imports neither torch nor transformers, as `lissome generate` does not. First the process prints {"load": seconds} (imports are not counted); then
+{"do": "read", "slot", "tokens"} clears the slot and reads so many tokens into it, {"do": "write", "slots", "tokens"} writes so many, one a step in each of the
+first slots, and {"do": "memory"} asks for the peak. Replies: {"seconds"} or {"mb"}. Tokens are drawn by lot: what they are does not matter to the time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ class Lissome:
     """lissome's own decoder. inputs: bits that inputs are rounded to where several rows share the weights."""
 
     def __init__(self, model: str, threads: int, slots: int, capacity: int, inputs: int = 16) -> None:
-        import torch
+        import numpy as np
 
         from lissome.engines.decoding.engine import Batch, open_engine
 
-        torch.set_num_threads(threads)
-        self.torch, self.batch = torch, Batch
+        self.np, self.batch = np, Batch
         begun = time.perf_counter()
         self.engine = open_engine(model, slots=slots, capacity=capacity, threads=threads, inputs=inputs)  # type: ignore[arg-type]
         self.load = time.perf_counter() - begun
@@ -38,8 +37,8 @@ class Lissome:
 
     def write(self, tokens: list[int], place: int) -> None:
         """One token at `place` of each of the first slots."""
-        which = self.torch.arange(len(tokens))
-        self.engine.step(self.batch(self.torch.tensor(tokens), which, self.torch.full((len(tokens),), place), which))
+        which = self.np.arange(len(tokens))
+        self.engine.step(self.batch(self.np.array(tokens), which, self.np.full(len(tokens), place), which))
 
 
 class LlamaCpp:

@@ -140,8 +140,8 @@ def stepping_here(weights: Weights) -> Callable[[], None]:
 
 def read_here_mb(weights: Weights) -> float:
     """Megabytes that a token reads of a decoder of lissome's: every matrix once (the head is the embedding), of experts the ACTIVE that it takes."""
-    every = [(name, matrix.data.numel()) for layer in weights.layers for name, matrix in layer.matrices.items()]
-    return (weights.head.data.numel() + sum(size * (ACTIVE / EXPERTS if name.startswith("experts.") else 1) for name, size in every)) / 1e6
+    every = [(name, matrix.data.size) for layer in weights.layers for name, matrix in layer.matrices.items()]
+    return (weights.head.data.size + sum(size * (ACTIVE / EXPERTS if name.startswith("experts.") else 1) for name, size in every)) / 1e6
 
 
 def read_mb(model: Any, step: Callable[[], None]) -> float:

@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from lissome.core.progress import Progress
 from lissome.core.statistics import median_interval
@@ -49,19 +49,19 @@ def write_model(folder: Path, layers: int) -> float:
     """Write the decoder; its size in MB. All layers have the same numbers: each is a part of the file of its own all the same."""
     from tokenizers import Tokenizer, models
 
-    draw = torch.Generator().manual_seed(0)
+    draw = np.random.default_rng(0)
 
     def made(rows: int, columns: int) -> Packed:
-        codes = torch.randint(0, 16, (rows, columns), generator=draw, dtype=torch.uint8)
-        scale = torch.full((rows, columns // 32), 0.1 / columns**0.5, dtype=torch.float16)
+        codes = draw.integers(16, size=(rows, columns), dtype=np.uint8)
+        scale = np.full((rows, columns // 32), 0.1 / columns**0.5, np.float16)
         return pack(Codes(codes, scale, -8 * scale))
 
     shapes = {"q": (HIDDEN, HIDDEN), "k": (KV, HIDDEN), "v": (KV, HIDDEN), "o": (HIDDEN, HIDDEN)}
     shapes |= {"gate": (FFN, HIDDEN), "up": (FFN, HIDDEN), "down": (HIDDEN, FFN)}
-    layer = Layer(torch.ones(HIDDEN), torch.ones(HIDDEN), {name: made(*shape) for name, shape in shapes.items()})
+    layer = Layer(np.ones(HIDDEN), np.ones(HIDDEN), {name: made(*shape) for name, shape in shapes.items()})
     embedding = made(VOCABULARY, HIDDEN)
     turned = rotations(64, CONTEXT, 10000.0)
-    weights = Weights([layer] * layers, embedding, embedding, torch.ones(HIDDEN), *turned, HIDDEN // 64, KV // 64, 64, 1e-5, 0.125)
+    weights = Weights([layer] * layers, embedding, embedding, np.ones(HIDDEN), *turned, HIDDEN // 64, KV // 64, 64, 1e-5, 0.125)
     words = Tokenizer(models.WordLevel({f"w{at}": at for at in range(VOCABULARY)}, "w0"))
     save_decoder(weights, folder, words, About())
     with (folder / TENSORS).open("rb+") as file:
@@ -77,13 +77,13 @@ def child(folder: Path, way: str, budget: int, tokens: int) -> Document:
         predicted = streamed.predicted(from_disk=way == WAYS[2]).value
         if way == WAYS[2]:
             streamed.mapped.drop = streamed.mapped.forget  # type: ignore[method-assign]
-    seen = hashlib.sha256(engine.read(list(range(PROMPT))).numpy().tobytes())
+    seen = hashlib.sha256(engine.read(list(range(PROMPT))).tobytes())
     taken = []
     for at in range(tokens):
         begun = time.perf_counter()
         logits = engine.read([at], start=PROMPT + at)
         taken.append(time.perf_counter() - begun)
-        seen.update(logits.numpy().tobytes())
+        seen.update(logits.tobytes())
     plan = streamed.plan if streamed else None
     peak = peak_rss(identify().fingerprint).value
     return {"peak_mb": peak, "taken": taken, "predicted": predicted, "kept": plan.kept if plan else None, "seen": seen.hexdigest()}

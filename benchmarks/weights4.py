@@ -79,7 +79,7 @@ def native_likelihoods(weights: Weights, texts: torch.Tensor) -> np.ndarray:
     places, found = torch.arange(length), []
     for ids in texts:
         decoder = Reference(weights, 1, length) if pool is None else Decoder(weights, 1, length, pool)
-        logits = decoder.step(ids, torch.zeros(length), places, places[:-1])
+        logits = torch.from_numpy(decoder.step(ids, torch.zeros(length), places, places[:-1]))
         found.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     return torch.stack(found).double().numpy()
 

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import functools
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +47,10 @@ def library() -> Library:
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
-    """The file as a library. Torch brings the OpenMP runtime that it needs where the system has none; else both share the system's, by its name."""
+    """The file as a library. Where the system has no OpenMP runtime, torch brings one; where it has, torch takes the same by its name."""
     try:
         return ctypes.CDLL(str(path))
     except OSError:
-        if "torch" in sys.modules:
-            raise
         with contextlib.suppress(ImportError):
             import torch  # noqa: F401
         return ctypes.CDLL(str(path))

@@ -208,6 +208,16 @@ def test_a_model_that_cannot_be_packed_is_named(made, tmp_path, changes, message
         pack_to(tmp_path / "out", str(broken(made[1], tmp_path / "in", **changes)))
 
 
+def test_a_tokenizer_that_is_broken_is_named(made, tmp_path):
+    folder = broken(made[1], tmp_path / "in")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(BadModel, match=r"its tokenizer cannot be read[\s\S]*save the model's fast tokenizer again"):
+        open_checkpoint(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BadModel, match="it has no tokenizer"):
+        open_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -18,7 +18,7 @@ from lissome.machine.budget import SPARE, Budget, resident
 from lissome.nn.decoder.folder import TENSORS, load_decoder, map_decoder, save_decoder
 from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.tokenizer import tokenizer_of
-from lissome.nn.decoder.weights import from_gguf
+from lissome.nn.decoder.weights import from_gguf, halves_first
 from tests.nn.decoder.small import as_gguf, llama
 
 pytestmark = [
@@ -143,6 +143,10 @@ def test_packing_slice_by_slice_is_packing(tmp_path, monkeypatch):
     plain, again = load_decoder(tmp_path / "plain")
     assert told == again and np.array_equal(found.cosine, plain.cosine) and np.array_equal(found.sine, plain.sine)
     assert np.array_equal(found.embedding.data, plain.embedding.data) and np.array_equal(found.head.data, plain.head.data)
+    for at, name in ((0, "attn_q"), (4, "ffn_down"), (2, "attn_k")):  # whole, as `pack` lays a tensor out
+        whole = file.tensor(f"blk.{at % 2}.{name}.weight")
+        whole = halves_first(whole, {"attn_q": 4, "attn_k": 2}[name]) if name in ("attn_q", "attn_k") else whole
+        assert np.array_equal(pack(whole).data, found.layers[at % 2].matrices[name.rpartition("_")[2]].data)
     for a, b in zip(found.layers, plain.layers, strict=True):
         assert all(np.array_equal(a.matrices[name].data, b.matrices[name].data) for name in a.matrices)
         assert np.array_equal(a.attention_norm, b.attention_norm) and np.array_equal(a.ffn_norm, b.ffn_norm)

@@ -12,6 +12,7 @@ from lissome.core.errors import BadConfig, BadInput, BadModel
 from lissome.engines.decoding.bench import bench
 from lissome.engines.decoding.engine import Batch, Engine, open_engine
 from lissome.engines.decoding.sampling import Sampling
+from lissome.engines.decoding.speculative import Drafting
 from lissome.engines.decoding.text import Spoken, _Text, chat_prompt, generate
 from lissome.kernels.decoder.packed import pack
 from lissome.nn.decoder.folder import DESCRIPTION, TENSORS, About
@@ -189,6 +190,62 @@ def test_a_chat_by_the_models_own_template(engine):
     broken = Engine(engine.weights, engine.tokenizer, About(chat_template="{{ raise() }}"), threads=1)
     with pytest.raises(BadConfig, match="chat template fails"):
         chat_prompt(broken, [])
+
+
+class Noted:
+    """An engine whose reads are noted: the tokens, and where they begin."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.tokenizer, self.about, self.capacity, self.ends, self.engine, self.reads = engine.tokenizer, engine.about, engine.capacity, engine.ends, engine, []
+
+    def read(self, tokens, slot=0, start=0):
+        self.reads.append((list(tokens), start))
+        return self.engine.read(tokens, slot, start)
+
+
+@pytest.mark.parametrize("capacity", [250, 60])
+def test_a_chat_goes_on_from_what_it_has_read(path, capacity):
+    """The same texts as by reading the whole conversation at each turn; of a long one less is read, of one that slid what is left."""
+    ways = []
+    for again in (False, True):
+        noted = Noted(open_engine(path, capacity=capacity, threads=1, inputs=32))
+        messages, answers, spoken, prompts = [], [], Spoken(), []
+        for said in ("the man", "and then", "another 42"):
+            messages.append({"role": "user", "content": said})
+            spoken = Spoken(read=[] if again else spoken.read)
+            prompts.append(len(noted.reads))
+            coming = generate(noted, chat_prompt(noted, messages), Sampling(), most=12, overflow="slide", spoken=spoken)
+            answers.append("".join(coming))
+            messages.append({"role": "assistant", "content": answers[-1]})
+        ways.append((answers, [noted.reads[at] for at in prompts]))
+    assert ways[0][0] == ways[1][0]
+    assert [start for _, start in ways[1][1]] == [0, 0, 0] and ways[0][1][0] == ways[1][1][0]
+    if capacity == 250:
+        for (new, start), (whole, _) in zip(ways[0][1][1:], ways[1][1][1:], strict=True):
+            assert start > 0 and new == whole[start:]
+
+
+@pytest.mark.parametrize(("held", "start"), [([], 0), ([250, 251, 252], 0), (1, 1), (2, 2)])
+def test_what_the_slot_does_not_hold_is_read(engine, held, start):
+    ids = engine.tokenizer.encode("the man").ids
+    scripted, spoken = Scripted(engine, "ab"), Spoken(read=held if isinstance(held, list) else [*ids[:held], 250, 251])
+    list(generate(scripted, "the man", Sampling(), spoken=spoken))
+    assert scripted.reads[0] == (ids[start:], start)
+    assert spoken.read == ids + engine.tokenizer.encode("ab").ids  # what was read, and so stands in the slot
+
+
+def test_the_last_token_is_read_again_for_its_logits(engine):
+    ids = engine.tokenizer.encode("the man").ids
+    scripted = Scripted(engine, "ab")
+    list(generate(scripted, "the man", Sampling(), spoken=Spoken(read=[*ids, 7, 8])))
+    assert scripted.reads[0] == (ids[-1:], len(ids) - 1)
+
+
+def test_drafts_begin_anew(path):
+    engine = open_engine(path, capacity=64, threads=1)
+    spoken = Spoken(read=engine.tokenizer.encode("the man").ids)
+    list(generate(engine, "the man", Sampling(), most=4, spoken=spoken, drafting=Drafting(layers=1)))
+    assert spoken.read == []  # drafts read ahead of what stands
 
 
 def test_templates_get_the_text_that_ends_a_turn(engine):

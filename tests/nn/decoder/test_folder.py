@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lissome.core.errors import BadModel
+from lissome.kernels.decoder.arrays import LINE, address
 from lissome.kernels.decoder.ffn import Experts, Ffn
 from lissome.kernels.decoder.packed import pack
 from lissome.kernels.decoder.reference import Reference
@@ -36,6 +37,14 @@ def test_kinds_come_back(folder):
     before, after = (Reference(one, 1, 8, half=False) for one in (decoder(*(layer(ffn, 4) for ffn in KINDS)), weights))
     step = [torch.arange(3), torch.zeros(3), torch.arange(3), torch.arange(3)]
     assert np.array_equal(before.step(*step), after.step(*step))
+
+
+def test_mapped_matrices_in_tiles_begin_at_a_cache_line(folder):
+    weights, description = load_decoder(folder)
+    every = [weights.embedding, *(one for layer in weights.layers for one in layer.matrices.values())]
+    assert {one.layout for one in every} == {"tiles", "neurons"} and description.layers == 4
+    assert all(address(one.data) % LINE == 0 for one in every if one.layout == "tiles")
+    assert all(address(one) % 4 == 0 for layer in weights.layers for one in (layer.attention_norm, layer.ffn_norm))
 
 
 def test_a_folder_that_names_no_kinds_is_gated(tmp_path, folder):

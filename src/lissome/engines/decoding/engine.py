@@ -115,7 +115,8 @@ class Engine:
             raise BadInput("there is nothing to go on from: 0 tokens", expected="a prompt of at least one token")
         rows = len(tokens)
         given = Batch(np.array(tokens), np.full(rows, slot), np.arange(start, start + rows), np.array([rows - 1]))
-        return self.step(given)[0]
+        last: Array = self.step(given)[0]
+        return last
 
     def part(self, first: int, last: int, head: Packed | None = None) -> Decoder | Reference:
         """Layers [first, last) alone, over the same weights, keys and values, their inputs never rounded; head: one of its own. Raises BadInput for layers

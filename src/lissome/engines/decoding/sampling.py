@@ -56,11 +56,12 @@ class Sampler:
 
     def penalised(self, logits: Any, seen: Sequence[int]) -> Array:
         """Logits [vocabulary] after the repetition penalty."""
-        logits, penalty = np.asarray(logits), self.config.repetition_penalty
+        made: Array = np.asarray(logits)
+        penalty = self.config.repetition_penalty
         if penalty == 1 or not len(seen):
-            return logits
-        at = np.unique(np.asarray(seen))
-        said, made = logits[at], logits.copy()
+            return made
+        at, made = np.unique(np.asarray(seen)), made.copy()
+        said = made[at]
         made[at] = np.where(said > 0, said / penalty, said * penalty)
         return made
 
@@ -86,8 +87,9 @@ def drawn(weights: Array, generator: np.random.Generator) -> int:
 def softmax(logits: Array, temperature: float = 1.0) -> Array:
     """Probabilities, float64."""
     with np.errstate(over="ignore"):  # what is far below the likeliest is 0 at a low temperature
-        wide = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
-    return wide / wide.sum()
+        wide: Array = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
+    wide /= wide.sum()
+    return wide
 
 
 def _shortlist(logits: Array, config: Sampling) -> tuple[Array | None, Array]:

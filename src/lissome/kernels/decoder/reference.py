@@ -107,5 +107,6 @@ def dense(matrix: Packed) -> torch.Tensor:
 
 
 def _floats(given: Array) -> torch.Tensor:
-    """As a tensor of its own: those of a mapped file cannot be written, which torch warns of."""
-    return torch.tensor(np.asarray(given, np.float32))
+    """As a tensor; arrays of a mapped file are copied, since torch warns of those that cannot be written."""
+    floats = np.asarray(given, np.float32)
+    return torch.from_numpy(floats) if floats.flags.writeable else torch.tensor(floats)

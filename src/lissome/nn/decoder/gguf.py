@@ -87,7 +87,7 @@ def read_gguf(path: Path) -> Gguf:
     mapped = Mapped(path)
     if mapped.size < 24:
         raise BadModel(f"it has {mapped.size} bytes and is no GGUF file", where=str(path))
-    data = memoryview(mapped.bytes)
+    data = mapped.bytes.data
     reader = _Reader(data, path)
     if bytes(data[:4]) != MAGIC:
         raise BadModel("it does not begin with GGUF", where=str(path), expected="a GGUF file")
