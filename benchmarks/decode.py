@@ -40,6 +40,7 @@ from lissome.data.sources import fetch
 from lissome.engines.decoding.engine import Batch, open_engine, pack_gguf
 from lissome.kernels.decoder.native import Inputs, Weights
 from lissome.machine.identity import identify
+from lissome.nn.decoder.folder import LAYOUT
 from lissome.nn.gguf import converted
 from lissome.report.markdown import markdown_table
 from publishing import Document, made_on, on, options, publish, spread
@@ -201,7 +202,7 @@ def run(given: argparse.Namespace, progress: Progress) -> Document:
     """The whole benchmark as its JSON document."""
     cache = Cache()
     model = given.model or next(fetch("smollm2-135m", cache, progress).rglob("*.gguf"))
-    packed = cache.folder("packed-decoders", f"{file_sha256(model)[:16]}-1", lambda into: pack_gguf(model, into))
+    packed = cache.folder("packed-decoders", f"{file_sha256(model)[:16]}-{LAYOUT}", lambda into: pack_gguf(model, into))
     models = {"lissome": packed, "llama.cpp": model, "transformers": converted(model, cache, progress)}
     document = on(identify()) | {"threads": given.threads, "rows": [], "roofline": [], "perplexity": []}
     if "speed" in given.parts:

@@ -8,24 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lissome.kernels import library as where
-from lissome.kernels.decoder.arrays import LINE, address, aligned, hold, room, untouched_zeros
+from lissome.kernels.decoder.arrays import LINE, address, hold, room, untouched_zeros
 
 
 @given(st.lists(st.integers(0, 9), max_size=3), st.sampled_from([np.uint8, np.float32, np.uint16]))
 def test_arrays_begin_at_a_cache_line(shape, dtype):
     made, zeros = room(shape, dtype), untouched_zeros(shape, dtype)
     assert made.shape == zeros.shape == tuple(shape) and made.dtype == zeros.dtype == dtype
-    assert address(made) % LINE == 0 and not zeros.any()
+    assert (address(made) % LINE == 0 or not made.size) and not zeros.any()
     made[...], zeros[...] = 3, 3
     assert np.array_equal(made, zeros)
-
-
-@given(st.integers(0, 70), st.integers(1, 100))
-def test_what_is_aligned_is_the_same(begin, size):
-    given_ = np.arange(200, dtype=np.uint8)[begin : begin + size]
-    found = aligned(given_)
-    assert address(found) % LINE == 0 and np.array_equal(found, given_)
-    assert aligned(found) is found
 
 
 def test_tensors_are_held_without_a_copy():

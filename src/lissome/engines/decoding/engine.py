@@ -19,7 +19,7 @@ from lissome.kernels.library import library
 from lissome.machine.budget import measured_budget, parse_bytes
 from lissome.nn.decoder.check import check_weights
 from lissome.nn.decoder.checkpoint import gguf_about
-from lissome.nn.decoder.folder import DESCRIPTION, FORMAT, TOKENIZER, About, is_decoder, map_decoder
+from lissome.nn.decoder.folder import DESCRIPTION, LAYOUT, TOKENIZER, About, is_decoder, map_decoder
 from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.pack_file import pack_file
 from lissome.nn.decoder.tokenizer import read_tokenizer, tokenizer_of
@@ -170,7 +170,7 @@ def open_engine(
 def packed(path: Path) -> Path:
     """The folder of a GGUF file, packed the first time and found by the file's sha256 afterwards."""
     read_gguf(path)  # what is none is said before anything else
-    return Cache().folder("decoder", f"{file_sha256(path)[:16]}-{FORMAT}", lambda out: pack_gguf(path, out))
+    return Cache().folder("decoder", f"{file_sha256(path)[:16]}-{LAYOUT}", lambda out: pack_gguf(path, out))
 
 
 def pack_gguf(path: Path, out: Path) -> None:

@@ -35,15 +35,6 @@ def untouched_zeros(shape: Sequence[int], dtype: DTypeLike) -> Array:
     return np.frombuffer(mmap.mmap(-1, max(1, size)), kind, size // kind.itemsize).reshape(shape)
 
 
-def aligned(values: Array) -> Array:
-    """The same values in an array that begins at a cache line; a copy where they do not yet."""
-    if values.flags.c_contiguous and address(values) % LINE == 0:
-        return values
-    made = room(values.shape, values.dtype)
-    made[...] = values
-    return made
-
-
 def address(values: Array) -> int:
     """Where an array begins in memory."""
     found: int = values.ctypes.data

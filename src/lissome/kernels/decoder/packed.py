@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lissome.core.errors import BadInput
-from lissome.kernels.decoder.arrays import Array, aligned, hold, room
+from lissome.kernels.decoder.arrays import Array, hold, room
 
 ROWS = 16
 GROUPS = (32, 64, 128)
@@ -113,16 +113,18 @@ def pack_by_neuron(weights: Any) -> Packed:
     if not isinstance(weights, Codes):
         floats = np.asarray(weights, np.float32)
         rows, columns = floats.shape
-        packed_bytes(rows, columns, 32, GROUPS[0], "neurons")
-        return Packed(aligned(np.ascontiguousarray(floats).reshape(-1).view(np.uint8)), rows, columns, 32, GROUPS[0], "neurons")
+        data = room(packed_bytes(rows, columns, 32, GROUPS[0], "neurons"), np.uint8)
+        data.view(np.float32).reshape(rows, columns)[...] = floats
+        return Packed(data, rows, columns, 32, GROUPS[0], "neurons")
     rows, columns = weights.codes.shape
     bits, group = weights.bits, weights.group
-    packed_bytes(rows, columns, bits, group, "neurons")
+    data = room(packed_bytes(rows, columns, bits, group, "neurons"), np.uint8)
     kind = np.dtype("<u2" if bits == 4 else "<u4")
     codes = np.pad(weights.codes.view(np.uint8), ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, 4, BLOCK // 4)
     words = sum((codes[:, :, i].astype(kind) << kind.type(i * bits) for i in range(4)), np.zeros((), kind))  # [rows, blocks, 16]
     parts = [np.ascontiguousarray(one).view(np.uint8).reshape(rows, -1) for one in (weights.scale.astype("<f2"), weights.offset.astype("<f2"), words)]
-    return Packed(aligned(np.concatenate(parts, 1).reshape(-1)), rows, columns, bits, group, "neurons")
+    np.concatenate(parts, 1, out=data.reshape(rows, -1))
+    return Packed(data, rows, columns, bits, group, "neurons")
 
 
 def _unpack_by_neuron(packed: Packed) -> Array | Codes:

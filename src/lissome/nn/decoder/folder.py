@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION, TENSORS, TOKENIZER = "decoder.json", "decoder.safetensors", "tokenizer.json"
 FORMAT = 1
+LAYOUT = 2
+"""How the tensors lie in a file that is written: part of the keys of what caches keep. Files of the same format that lie otherwise are read all the same."""
 ATTENTION = ("q", "k", "v", "o")
 
 
