@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lissome.core.errors import BadInput
 from lissome.kernels import library as where
 from lissome.kernels.decoder.arrays import LINE, address, hold, room, untouched_zeros
 
@@ -18,6 +19,12 @@ def test_arrays_begin_at_a_cache_line(shape, dtype):
     assert (address(made) % LINE == 0 or not made.size) and not zeros.any()
     made[...], zeros[...] = 3, 3
     assert np.array_equal(made, zeros)
+
+
+@pytest.mark.parametrize("size", [1 << 52, 1 << 70])
+def test_more_memory_than_there_is_is_said(size):
+    with pytest.raises(BadInput, match=r"there is no memory for [\d,.]+ GB of keys and values"):
+        untouched_zeros((size,), np.uint8)
 
 
 def test_tensors_are_held_without_a_copy():

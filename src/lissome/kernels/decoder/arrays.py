@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lissome.core.errors import BadInput
+
 Array = np.ndarray[Any, Any]
 LINE = 64
 """Bytes of a cache line."""
@@ -29,10 +31,17 @@ def room(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
 
 
 def untouched_zeros(shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """Zeros of which only what is written to takes memory. (numpy's own ask for pages of 2 MB: a line touched here and there makes all of it resident.)"""
+    """Zeros of which only what is written to takes memory. (numpy's own ask for pages of 2 MB: a line touched here and there makes all of it resident.)
+
+    Raises BadInput where the system does not promise so much.
+    """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    return np.frombuffer(mmap.mmap(-1, max(1, size)), kind, size // kind.itemsize).reshape(shape)
+    try:
+        memory = mmap.mmap(-1, max(1, size))
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"there is no memory for {size / 1e9:,.1f} GB of keys and values", do="ask for a smaller --context, or fewer sequences") from error
+    return np.frombuffer(memory, kind, size // kind.itemsize).reshape(shape)
 
 
 def address(values: Array) -> int:
