@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lissome.core.cache import TAG, Cache, digest, disk_errors, file_sha256
+from lissome.core.cache import TAG, Cache, check_out, digest, disk_errors, file_sha256, writing
 from lissome.core.errors import BadInput, EnvironmentLacks
 
 
@@ -253,3 +253,22 @@ def test_a_folder_that_is_not_a_cache_is_never_emptied(tmp_path):
         cache.clear()
     cache.sweep(older_than_s=-1)
     assert (tmp_path / "letters" / ".git-old").is_dir()
+
+
+def test_a_folder_that_was_not_finished_may_be_written_again(tmp_path):
+    out = tmp_path / "out"
+
+    def interrupted() -> None:
+        with writing("the model", out):
+            (out / "weights").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    check_out(out, "record.json")
+    with writing("the model", out):
+        (out / "weights").write_text("whole")
+    with pytest.raises(BadInput, match="the output folder exists and holds something else"):
+        check_out(out, "record.json")
+    check_out(out, "weights")
+    assert [path.name for path in out.iterdir()] == ["weights"]

@@ -63,10 +63,24 @@ def disk_errors(what: str, where: Path) -> Iterator[None]:
         raise
 
 
+UNFINISHED = ".lissome-unfinished"
+"""A file that stands in an output folder while it is being written."""
+
+
 def check_out(out: Path, record: str) -> None:
-    """Raise BadInput unless a verb may write into `out`: it is new, empty, or holds the `record` of an earlier run."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / record).is_file())):
+    """Raise BadInput unless a verb may write into `out`: it is new, empty, or holds the `record` of an earlier run or what a killed one left."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not any((out / name).is_file() for name in (record, UNFINISHED)))):
         raise BadInput("the output folder exists and holds something else.", where=str(out), do="name a new folder")
+
+
+@contextmanager
+def writing(what: str, out: Path) -> Iterator[None]:
+    """Make the folder `out`, to be filled inside; where that ends early, by kill -9 too, the same verb may write into it again."""
+    with disk_errors(what, out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / UNFINISHED).touch()
+        yield
+        (out / UNFINISHED).unlink(missing_ok=True)
 
 
 TAG = "CACHEDIR.TAG"

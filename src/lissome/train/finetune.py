@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lissome.core.cache import Cache, check_out, digest, disk_errors
+from lissome.core.cache import Cache, check_out, digest, writing
 from lissome.core.errors import BadModel, BadTask
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -92,7 +92,7 @@ def finetune_to(
         start = load_model(model)
     loaded = load_task(task, start.directory)
     trained = finetune(with_head(start, loaded, config.train.seed), loaded, config, cache, progress)
-    with disk_errors("the fine-tuned model", out):
+    with writing("the fine-tuned model", out):
         shutil.copytree(trained.ref, out, dirs_exist_ok=True)
     record = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
     result = record["result"]

@@ -18,7 +18,7 @@ from lissome.compress.activation.profile import LayerZeros, multiplications, thr
 from lissome.compress.attention.replace import sharing
 from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
 from lissome.core import record
-from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
+from lissome.core.cache import Cache, check_out, digest, record_use, writing
 from lissome.core.errors import BadModel
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
@@ -90,7 +90,7 @@ def sparsify_activations_to(
     loaded = load_task(task, start.directory)
     made, found = sparsify_activations(start, loaded, config, cache, progress)
     found = dataclasses.replace(found, folder=str(out))
-    with disk_errors("the model", out):
+    with writing("the model", out):
         save_model(made, out)
         record.write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found

@@ -19,7 +19,7 @@ from lissome.compress.attention.replace import sparse_self, transformers_model, 
 from lissome.compress.attention.speed import longest, times_faster
 from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
 from lissome.core import record
-from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
+from lissome.core.cache import Cache, check_out, digest, record_use, writing
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -89,7 +89,7 @@ def sparsify_to(
     loaded = load_task(task, start.directory)
     made, found = sparsify(start, loaded, config, cache, progress)
     found = dataclasses.replace(found, folder=str(out))
-    with disk_errors("the model", out):
+    with writing("the model", out):
         save_model(made, out)
         record.write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found

@@ -13,7 +13,7 @@ from typing import Any
 from lissome.compress.distill.config import DistillTaskConfig
 from lissome.compress.distill.run import distill
 from lissome.compress.distill.variations import Varied
-from lissome.core.cache import Cache, check_out, digest, disk_errors
+from lissome.core.cache import Cache, check_out, digest, writing
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
@@ -81,7 +81,7 @@ def distill_to(
     taught = distil_for_task(start, guide, loaded, config, cache, progress)
     progress.stage("score teacher and student")
     scores = [score_of(model.module, loaded) for model in (guide, start)]
-    with disk_errors("the student", out):
+    with writing("the student", out):
         shutil.copytree(taught.ref, out, dirs_exist_ok=True)
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     result = record["result"]

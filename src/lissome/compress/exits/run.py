@@ -16,7 +16,7 @@ from lissome.compress.exits.choose import Answers, certified, nearest_yes, path_
 from lissome.compress.exits.config import ExitsConfig
 from lissome.compress.exits.train import train_exits
 from lissome.compress.quality import check_enough, judged, needed, scores_of
-from lissome.core.cache import Cache, check_out, digest, disk_errors, record_use
+from lissome.core.cache import Cache, check_out, digest, record_use, writing
 from lissome.core.errors import BadModel
 from lissome.core.measurement import Measurement
 from lissome.core.model import Model
@@ -89,7 +89,7 @@ def exits_to(out: Path, model: str, task: str, config: ExitsConfig | None = None
     loaded = load_task(task, start.directory)
     made, found = exit_early(start, loaded, config, cache, progress)
     found = dataclasses.replace(found, folder=str(out))
-    with disk_errors("the model", out):
+    with writing("the model", out):
         save_exits(made, out) if isinstance(made.module, Exits) else save_model(made, out)
         write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found

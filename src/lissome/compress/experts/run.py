@@ -20,7 +20,7 @@ from lissome.compress.experts.config import SplitConfig
 from lissome.compress.experts.find import dense_networks
 from lissome.compress.experts.quantize import quantize_experts
 from lissome.compress.experts.split import Fit, split
-from lissome.core.cache import check_out, disk_errors
+from lissome.core.cache import check_out, writing
 from lissome.core.errors import BadInput, BadModel
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -100,7 +100,7 @@ def split_to(out: Path, model: str, config: SplitConfig, task: str | None = None
     dense_networks(start.module)  # before any data is fetched
     made, found = split_experts(start, calibration(start, task, progress), config, progress)
     result = dataclasses.replace(found, folder=str(out))
-    with disk_errors("the model", out):
+    with writing("the model", out):
         save_model(made, out)
         (out / RECORD).write_text(
             json.dumps({"config": config.model_dump(), "model": start.fingerprint, **dataclasses.asdict(result)}, indent=1), encoding="utf-8"

@@ -20,7 +20,7 @@ from lissome.compress.prune.config import PruneConfig
 from lissome.compress.prune.find import groups
 from lissome.compress.prune.groups import Groups, LeftAlone
 from lissome.compress.prune.importance import Loss, importance
-from lissome.core.cache import check_out, disk_errors
+from lissome.core.cache import check_out, writing
 from lissome.core.errors import BadModel
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -106,7 +106,7 @@ def prune_to(
     scores = (score_of(start.module, loaded), score_of(smaller.module, loaded))
     cuts = tuple(Cut(group.name, group.kind, group.units, len(keep.get(group.name, range(group.units)))) for group in found)
     result = Pruned(str(out), (found.parameters, _parameters(smaller)), scores, cuts, found.left, smaller.fingerprint)
-    with disk_errors("the pruned model", out):
+    with writing("the pruned model", out):
         save_model(smaller, out)
         record = {"config": config.model_dump(), "keep": keep, "model": start.fingerprint, "task": loaded.fingerprint, **dataclasses.asdict(result)}
         (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -20,7 +20,7 @@ from lissome.compress.qat import qat
 from lissome.compress.quantize.apply import quantize
 from lissome.compress.quantize.config import QatTaskConfig, QuantizeConfig
 from lissome.compress.quantize.store import check_deployed, is_quantized, load_quantized, save_quantized
-from lissome.core.cache import Cache, check_out, digest, disk_errors
+from lissome.core.cache import Cache, check_out, digest, writing
 from lissome.core.errors import BadInput, LissomeError
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
@@ -224,7 +224,7 @@ def write(out: Path, original: Model, quantized: Quantized, task: Task | None, c
     precisions = {name: quant.precision for name, quant in quantized.quantization.layers.items()}
     ref = str(original.directory.resolve()) if original.directory else original.ref
     result = QuantizedFolder(str(out), before, after, float_mb, mb_after, precisions, kept, parity, tuple(notes), ref, original.fingerprint)
-    with disk_errors("the quantised model", out):
+    with writing("the quantised model", out):
         save_quantized(quantized, out)
         if form is not None:
             shutil.copytree(form, out / "onnx", dirs_exist_ok=True)

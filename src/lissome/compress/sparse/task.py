@@ -12,7 +12,7 @@ from typing import Any
 from lissome.compress.sparse.config import SparseTaskConfig
 from lissome.compress.sparse.engines import Word, speaks
 from lissome.compress.sparse.run import LayerSparsity, sparse_train, sparsity_of
-from lissome.core.cache import Cache, check_out, digest, disk_errors
+from lissome.core.cache import Cache, check_out, digest, writing
 from lissome.core.model import Model
 from lissome.core.progress import Progress, Silent
 from lissome.core.task import Task
@@ -76,7 +76,7 @@ def sparsify_to(
     trained = sparsify_for_task(start, loaded, config, cache, progress)
     progress.stage("score the model as it was")
     before = score_of(start.module, loaded)
-    with disk_errors("the sparse model", out):
+    with writing("the sparse model", out):
         shutil.copytree(trained.ref, out, dirs_exist_ok=True)
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     layers = sparsity_of(trained, config.sparse)
