@@ -40,6 +40,21 @@ def test_made_once_then_found(cache):
     assert made == [1]
 
 
+def test_what_ended_early_is_kept_under_its_own_key_and_made_again(cache):
+    made = []
+
+    def make(folder: Path) -> str | None:
+        made.append(1)
+        (folder / "weights").write_text(str(len(made)))
+        return "k-early" if len(made) < 3 else None
+
+    first, second = cache.folder("model", "k", make), cache.folder("model", "k", make)
+    assert first == second == cache.path("model", "k-early")
+    assert (second / "weights").read_text() == "1", "an entry that is there stays"
+    assert cache.folder("model", "k", make) == cache.path("model", "k")
+    assert left_behind(cache) == ["model", "model/k", "model/k-early", "model/k-early/weights", "model/k/weights"]
+
+
 def test_a_failed_make_leaves_nothing_and_can_be_repeated(cache):
     def fail(folder: Path) -> None:
         (folder / "half").write_text("x")

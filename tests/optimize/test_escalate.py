@@ -219,3 +219,27 @@ def test_an_option_that_cannot_be_built_is_not_planned_for(here, monkeypatch):
     assert "Not planned for onnxruntime mixed: nothing in it can be quantised" in heard.said
     with pytest.raises(BadModel, match="can be quantised"):
         shrink.ground(bench, original, [mixed])
+
+
+@pytest.mark.parametrize(("epoch", "order"), [
+    (600, ["scales", "float", "trained", "smaller", "small int8", "longer"]),
+    (60, ["scales", "trained", "float", "smaller", "small int8", "longer"]),
+    (1, ["scales", "trained", "float", "smaller", "longer", "small int8"]),
+])  # fmt: skip
+def test_of_two_rungs_that_build_on_one_the_shorter_comes_first(here, tmp_path, monkeypatch, epoch, order):
+    monkeypatch.setattr(shrink, "seconds_per_epoch", lambda bench: epoch)
+    bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="5x"), identify(), Cache(tmp_path), Heard())
+    climb, left, found = escalate.Climb(bench, [], None), list(escalate.RUNGS), []
+    while left:
+        found.append(escalate.cheapest(left, climb))
+        left.remove(found[-1])
+    names = ["scales", "float", "trained", "smaller", "small int8", "longer"]
+    assert [names[escalate.RUNGS.index(rung)] for rung in found] == order
+
+
+def test_the_time_of_an_epoch_is_measured_once(here, tmp_path, monkeypatch):
+    times = iter([7.0])
+    monkeypatch.setattr(shrink, "seconds_per_epoch", lambda bench: next(times))
+    for _ in range(2):
+        bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="5x"), identify(), Cache(tmp_path), Heard())
+        assert escalate.Climb(bench, [], None).epoch == 7.0

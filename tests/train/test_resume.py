@@ -8,17 +8,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lissome.core.errors import BadConfig, Interrupted
+from lissome.core.errors import BadConfig, Interrupted, OutOfTime
 from lissome.train.callbacks import Callback, KeepBest
 from lissome.train.checkpoint import saved
 from lissome.train.config import TrainConfig
-from lissome.train.loop import train
+from lissome.train.loop import LATE, train
 from tests.train.killed import run as killed_run
 from tests.train.small import bits, loader, loss, small
 
@@ -190,3 +191,50 @@ def test_runs_in_a_thread_too():
     thread.start()
     thread.join()
     assert found == [2]
+
+
+class Clock(Callback):
+    """A clock that goes on by one second a step, and stands in for the training loop's."""
+
+    def __init__(self, monkeypatch):
+        import lissome.train.loop as room
+
+        self.now = 100.0
+        monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter))
+
+    def on_step(self, run):
+        self.now += 1
+
+
+@pytest.mark.parametrize("at", [1, 3, 8, 11])  # after the first step, in an epoch, at its end, in the second
+def test_a_deadline_ends_the_run_and_a_later_one_goes_on_with_the_same_bits(tmp_path, monkeypatch, at):
+    config = TrainConfig(epochs=2, lr=0.02, precision="fp32")
+    clock, module = Clock(monkeypatch), small()
+
+    def once(deadline, folder):
+        best = KeepBest(lambda m: float(m.head.weight.sum()))
+        return train(module, loader(), loss, config, callbacks=[best, clock], resume=folder, deadline=deadline), best
+
+    result, best = once(100.0 + at, tmp_path)
+    assert (result.steps, result.total, result.stopped) == (at, 16, LATE)
+    assert best.scores[-1]["step"] == at, "the last weights are looked at too"
+    module = small()
+    result, best = once(clock.now - 1, tmp_path)
+    assert (result.steps, result.resumed_from, result.stopped) == (at, at, LATE), "no time, no step; what there was is given back"
+    module = small()
+    result, _ = once(None, tmp_path)
+    assert (result.steps, result.resumed_from, result.stopped) == (16, at, "")
+    resumed, module = bits(module), small()
+    once(1e9, None)
+    assert bits(module) == resumed
+    module = small()
+    result, _ = once(clock.now - 1, tmp_path)
+    assert (result.steps, result.stopped) == (16, ""), "a run that is finished is not late"
+    assert bits(module) == resumed
+
+
+def test_a_deadline_before_the_first_step_is_an_error(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    with pytest.raises(OutOfTime, match=r"the time was up before the first step of a training\.(.|\n)*allow more time"):
+        train(small(), loader(), loss, TrainConfig(steps=2, precision="fp32"), resume=tmp_path, deadline=clock.now)
+    assert saved(tmp_path) == []

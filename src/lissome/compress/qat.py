@@ -5,7 +5,7 @@ Starts from what post-training quantisation found, keeps every layer's precision
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lissome.nn.load import as_model, finished
 from lissome.train.batches import ordered
 from lissome.train.callbacks import Callback
 from lissome.train.config import TrainConfig
-from lissome.train.loop import Loss, decayed, train
+from lissome.train.loop import Loss, TrainResult, decayed, train
 
 SCALE_LR = 1e-3
 """Learning rate of the scales' relative change: with Adam, at most about a thousandth of the scale a step."""
@@ -39,6 +39,8 @@ def qat(
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
     progress: Progress | None = None,
+    done: Callable[[TrainResult], None] | None = None,
+    deadline: float | None = None,
 ) -> Quantized:
     """`quantized`, trained by `loss(module, batch)`; neither it nor `model` is changed.
 
@@ -47,6 +49,7 @@ def qat(
     scale_lr: learning rate of the scales, of their relative change (LSQ, Esser et al. 2020, in logarithms); 0 keeps them as they are.
     Batch norms keep their statistics. precision="auto" means float32 here: bfloat16 products would blur the integers that are being trained.
     resume: folder for checkpoints, as in `train`; a run that was killed goes on from its newest one and ends with the same bits.
+    done(result): called with what the run did. deadline: as in `train`.
     Raises BadInput when model and quantized do not belong together, and what `train` raises.
     """
     config = config or TrainConfig()
@@ -65,7 +68,9 @@ def qat(
 
     exact = config.model_copy(update={"precision": "fp32"}) if config.precision == "auto" else config
     identity = digest("qat", quantized.fingerprint, scale_lr)
-    train(twin, batches, loss, exact, callbacks=callbacks, resume=resume, progress=progress, groups=groups, identity=identity)
+    result = train(twin, batches, loss, exact, callbacks=callbacks, resume=resume, progress=progress, groups=groups, identity=identity, deadline=deadline)
+    if done:
+        done(result)
     trained = finished(stripped(twin).eval(), model.architecture, model.ref, model.directory)
     found = Quantized(trained, quantized.quantization, current_scales(twin, quantized.quantization), quantized.notes, quantized.sensitivity)
     _check_finite(found, loss, next(iter(ordered(batches).epoch(0))))

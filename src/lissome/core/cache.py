@@ -109,8 +109,11 @@ class Cache:
         """Where the entry is or would be."""
         return self.root / kind / key
 
-    def folder(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
-        """The entry's folder; `make(empty folder)` fills it the first time. A failed make leaves nothing."""
+    def folder(self, kind: str, key: str, make: Callable[[Path], object]) -> Path:
+        """The entry's folder; `make(empty folder)` fills it the first time. A failed make leaves nothing.
+
+        A make that ended early returns the key (str) of what it did: the folder is kept under that one, and the next call makes the entry.
+        """
         final = self.path(kind, key)
         if final.is_dir():
             return final
@@ -118,7 +121,8 @@ class Cache:
             self._place(final.parent)
             working = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=final.parent))
             try:
-                make(working)
+                early = make(working)
+                final = self.path(kind, early) if isinstance(early, str) else final
                 try:
                     working.rename(final)
                 except OSError:

@@ -78,6 +78,12 @@ class ContractNotMet(LissomeError):
     exit_code = 3
 
 
+class OutOfTime(LissomeError):
+    """The time that may be spent is used up before something could begin."""
+
+    exit_code = 3
+
+
 class EnvironmentLacks(LissomeError):
     """Something outside lissome is missing: a package, a compiler, disk space, a registry, a counter."""
 

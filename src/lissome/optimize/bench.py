@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lissome.core.cache import Cache, digest
 from lissome.core.contract import Contract
-from lissome.core.errors import BadModel, BadTask
+from lissome.core.errors import BadModel, BadTask, OutOfTime
 from lissome.core.manifest import MachineInfo, Option, PartChoice
 from lissome.core.model import Model
 from lissome.core.progress import Progress
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bench:
-    """What an optimisation works on. deadline: seconds on the monotonic clock after which nothing new is begun, or None.
+    """What an optimisation works on. deadline: seconds on the monotonic clock after which nothing new is begun and a training ends, or None.
 
     quantized: what "mixed" forms of the model are made from.
     """
@@ -52,6 +52,11 @@ class Bench:
     def time_is_up(self, reserve: float = 0.0) -> bool:
         """Whether --spend is used up, or would be by something that takes `reserve` seconds."""
         return self.deadline is not None and time.monotonic() + reserve > self.deadline
+
+    def check_spend(self, before: str) -> None:
+        """Raise OutOfTime where --spend is used up. before: what comes next, in the past tense."""
+        if self.time_is_up():
+            raise OutOfTime(f"--spend was used up before {before}")
 
     def shapes(self, option: Option) -> dict[str, tuple[int, ...]] | None:
         """Input shapes of a form that is padded to a fixed length; None for free shapes."""

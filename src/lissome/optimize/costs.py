@@ -101,8 +101,10 @@ def _measured(
     bench.progress.stage(f"building {len(classes)} shapes of the model for {option.name}", len(classes))
     rows: list[Row | None] = []
     for changes in classes:
+        bench.check_spend("the shapes of the model were built")
         rows.append(_built(bench, structure, option, scores, changes))
         bench.progress.step(note=f"{changes[0].group}: {changes[0].name}")
+    bench.check_spend("the table of what can shrink was timed")
     base = variant_row(bench, structure.model, option)
     pairs = iter(side_by_side(bench, [base, *(row for row in rows if row is not None)])[1:])
     return [{} if row is None else _saved(bench, base, row, next(pairs), len(changes)) for row, changes in zip(rows, classes, strict=True)]
@@ -136,6 +138,7 @@ def losses(bench: Bench, structure: Structure, probe: Probe, scores: Mapping[str
         bench.progress.stage(f"what each of {len(changes)} changes costs", len(changes))
         stored = []
         for change in changes:
+            bench.check_spend("what each change costs was found")
             stored.append(probe.loss(cut(structure, [change], scores).module))
             bench.progress.step(note=f"{change.group}: {change.name}")
         bench.cache.put("losses", key, stored)

@@ -1,7 +1,7 @@
-"""Escalation: when no way of running the model as it is keeps the contract, the model itself is changed, the cheapest change first.
+"""Escalation: when no way of running the model as it is keeps the contract, the model itself is changed, what takes least time here first.
 
-Each rung says first whether it could help at all, by what was measured so far, and how long it would take here; `--spend` ends the climb with the best so
-far. The climb ends at the first rung that leaves a row which keeps every limit.
+Each rung says first whether it could help at all, by what was measured so far, and how long it would take here. The climb ends at the first rung that leaves
+a row which keeps every limit; when `--spend` is used up no rung and no table is begun, a training ends with its best so far, and what it made is judged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError
+from lissome.core.cache import digest
+from lissome.core.errors import EnvironmentLacks, Interrupted, LissomeError, OutOfTime
 from lissome.core.manifest import Option, PartChoice
 from lissome.core.model import Model
 from lissome.core.quantization import Quantized
@@ -20,6 +21,7 @@ from lissome.export.forms import MIXED
 from lissome.optimize import precision, shrink
 from lissome.optimize.bench import Bench, Variant
 from lissome.optimize.costs import typical
+from lissome.optimize.options import ORIGINAL
 from lissome.optimize.remembered import recalled, remember
 from lissome.optimize.sensitivity import Probe, probe_of
 from lissome.optimize.solve import LIKELY, SURE, Solution, distance, latency_of, solve
@@ -51,7 +53,7 @@ class Shape:
 class Climb:
     """Where the climb stands. rows: everything tried, the original first.
 
-    quantized, steps: the int8 model that the rungs on precision build on, and how it came about. shape, small: the smaller model that a rung planned,
+    quantized, steps: the int8 model that two rungs on precision build on, and how it came about. shape, small: the smaller model that a rung planned,
     and what it was after its last lessons.
     """
 
@@ -70,8 +72,15 @@ class Climb:
 
     @functools.cached_property
     def epoch(self) -> float:
-        """Seconds that an epoch of training takes here at most."""
-        return shrink.seconds_per_epoch(self.bench)
+        """Seconds that an epoch of training takes here at most; measured once and kept, so that the same contract climbs in the same order. 0: untaught."""
+        if not self.bench.task.classes:
+            return 0.0
+        key = digest("epoch-1", self.bench.key(ORIGINAL), self.bench.task.fingerprint, self.bench.threads, self.bench.seed)
+        stored: float | None = self.bench.cache.get("epochs", key)
+        if stored is None:
+            stored = shrink.seconds_per_epoch(self.bench)
+            self.bench.cache.put("epochs", key, stored)
+        return stored
 
     def solve(self, sure: float = SURE) -> Solution:
         """The solution over all rows so far."""
@@ -92,10 +101,15 @@ class Climb:
 
 @dataclass(frozen=True)
 class Rung:
-    """One kind of change. climb: the new rows, built and scored but not timed; raises CannotHelp with the reason."""
+    """One kind of change. climb: the new rows, built and scored but not timed; raises CannotHelp with the reason.
+
+    seconds: about what it takes here. after: the rung that it builds on.
+    """
 
     name: str
     climb: Callable[[Climb], list[Row]]
+    seconds: Callable[[Climb], float] = lambda _: 0.0
+    after: str | None = None
 
 
 def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
@@ -112,12 +126,21 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
             rows += known
             return solution
     climb = Climb(bench, rows, solution)
-    for rung in RUNGS:
+    left = list(RUNGS)
+    while left:
+        if bench.time_is_up():
+            bench.progress.say(f"Not tried: {', '.join(rung.name for rung in left)}. --spend is used up.")
+            break
+        rung = cheapest(left, climb)
+        left.remove(rung)
         begun = time.perf_counter()
         try:
             new = rung.climb(climb)
         except CannotHelp as reason:
             bench.progress.say(f"Not tried: {rung.name}. {reason}.")
+            continue
+        except OutOfTime as error:
+            bench.progress.say(f"Left out: {rung.name}. {error.what.rstrip('.')}; what it did so far is kept for the next contract.")
             continue
         except (EnvironmentLacks, Interrupted):
             raise
@@ -139,12 +162,27 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
     return climb.solution
 
 
-def check_time(bench: Bench, name: str, seconds: float) -> None:
-    """Say how long something takes here; raise CannotHelp where --spend leaves less."""
-    about = f"about {seconds / 60:.0f} min here" if seconds > 90 else f"about {seconds:.0f} s here"
-    if bench.time_is_up(seconds):
-        raise CannotHelp(f"It takes {about}, and --spend leaves less")
-    bench.progress.say(f"Next: {name}, {about}.")
+def cheapest(left: Sequence[Rung], climb: Climb) -> Rung:
+    """Of the rungs that wait for no other, the one that takes least time here; the first of equals."""
+    waiting = [rung.name for rung in left]
+    ready = [rung for rung in left if rung.after not in waiting]
+    return ready[0] if len(ready) == 1 else min(ready, key=lambda rung: rung.seconds(climb))
+
+
+def check_time(bench: Bench, name: str, seconds: float, least: float | None = None) -> None:
+    """Say how long something takes here; raise CannotHelp where --spend leaves less.
+
+    least: seconds that are enough for a start, where --spend ends it early with what there is (None: all of it).
+    """
+    about = f"about {_duration(seconds)} here"
+    if bench.time_is_up(seconds if least is None else least):
+        first = "" if least is None or least >= seconds else f", about {_duration(least)} of it for a start"
+        raise CannotHelp(f"It takes {about}{first}, and --spend leaves less")
+    bench.progress.say(f"Next: {name}, {about}{', which --spend may cut short' if bench.time_is_up(seconds) else ''}.")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def mixed_options(climb: Climb) -> list[Option]:
@@ -198,9 +236,8 @@ def quantised_training(climb: Climb) -> list[Row]:
     if climb.quantized is None or not climb.bench.task.classes:
         raise CannotHelp("There is no int8 classifier to start from")
     check_time(climb.bench, "training with int8 in place", 2 * precision.QAT_EPOCHS * climb.epoch)
-    trained, step = precision.trained(climb.bench, climb.quantized, climb.bench.model)
-    climb.steps.append(step)
-    return build_variant(precision.varied(climb.bench, trained, "trained in int8", (), climb.steps), options)
+    trained, change, step = precision.trained(climb.bench, climb.quantized, climb.bench.model)
+    return build_variant(precision.varied(climb.bench, trained, change, (), (*climb.steps, step)), options)
 
 
 def prune_and_distil(climb: Climb) -> list[Row]:
@@ -222,7 +259,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
     if over:
         raise CannotHelp(f"Even the smallest shape of the model under {base.option.name} misses {over[0].limit}: {over[0].figure}")
     epochs = shrink.epochs(bench, shrink.EPOCHS)
-    check_time(bench, "prune and distil", epochs * climb.epoch + TABLE_S)
+    check_time(bench, "prune and distil", epochs * climb.epoch + TABLE_S, climb.epoch + TABLE_S)
     begun = time.perf_counter()
     found = shrink.plan(bench, base, climb.probe)
     if found is None:
@@ -244,7 +281,7 @@ def distil_longer(climb: Climb) -> list[Row]:
     if not any(not shrink.missed(climb.bench, row) for row in tried):
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
     epochs = shrink.epochs(climb.bench, shrink.LONG)
-    check_time(climb.bench, "longer lessons for the smaller model", epochs * climb.epoch)
+    check_time(climb.bench, "longer lessons for the smaller model", epochs * climb.epoch, climb.epoch)
     return taught_rows(climb, shape, epochs)
 
 
@@ -278,10 +315,15 @@ def small_in_int8(climb: Climb) -> list[Row]:
         raise CannotHelp(f"Even in float the smaller model loses {100 * drop:.2f} points on validation")
     check_time(bench, "the smaller model in int8", 2 * precision.QAT_EPOCHS * climb.epoch + TABLE_S)
     quantized, step = precision.best_scales(small.bench, climb.probe)
-    trained, lesson = precision.trained(small.bench, quantized, bench.model)
     calibrated = precision.varied(small.bench, quantized, f"{small.change}, int8 scales searched", small.parts, (*small.steps, step))
-    learned = precision.varied(small.bench, trained, f"{small.change}, trained in int8", small.parts, (*small.steps, step, lesson))
-    return [*build_variant(calibrated, options), *build_variant(learned, options)]
+    rows = build_variant(calibrated, options)
+    try:
+        trained, change, lesson = precision.trained(small.bench, quantized, bench.model)
+    except OutOfTime as error:
+        bench.progress.say(f"Without training: {error.what}")
+        return rows
+    learned = precision.varied(small.bench, trained, f"{small.change}, {change}", small.parts, (*small.steps, step, lesson))
+    return [*rows, *build_variant(learned, options)]
 
 
 def _room(climb: Climb, found: precision.Table) -> float | None:
@@ -302,11 +344,12 @@ def _room(climb: Climb, found: precision.Table) -> float | None:
     return shrink.SPARE * allowed - now
 
 
+SCALES, TRAINED, SMALLER = "better int8 scales", "training with int8 in place", "prune and distil"
 RUNGS = (
-    Rung("better int8 scales", better_scales),
-    Rung("sensitive layers in float", layers_in_float),
-    Rung("training with int8 in place", quantised_training),
-    Rung("prune and distil", prune_and_distil),
-    Rung("the smaller model in int8", small_in_int8),
-    Rung("distil for longer", distil_longer),
+    Rung(SCALES, better_scales, lambda _: TABLE_S),
+    Rung("sensitive layers in float", layers_in_float, lambda _: 2 * TABLE_S, SCALES),
+    Rung(TRAINED, quantised_training, lambda climb: 2 * precision.QAT_EPOCHS * climb.epoch, SCALES),
+    Rung(SMALLER, prune_and_distil, lambda climb: 3 * TABLE_S + shrink.epochs(climb.bench, shrink.EPOCHS) * climb.epoch, TRAINED),  # which is always less
+    Rung("the smaller model in int8", small_in_int8, lambda climb: TABLE_S + 2 * precision.QAT_EPOCHS * climb.epoch, SMALLER),
+    Rung("distil for longer", distil_longer, lambda climb: shrink.epochs(climb.bench, shrink.LONG) * climb.epoch, SMALLER),
 )

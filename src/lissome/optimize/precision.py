@@ -31,6 +31,8 @@ from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
 from lissome.optimize.tables import Pair, Row, built, side_by_side
 from lissome.train.config import TrainConfig
+from lissome.train.finetune import early_key
+from lissome.train.loop import LATE, TrainResult
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +76,7 @@ def best_scales(bench: Bench, probe: Probe) -> tuple[Quantized, str]:
         found: list[tuple[float, str, Quantized]] = []
         bench.progress.stage(f"scales by {len(methods)} methods", len(methods))
         for config in methods:
+            bench.check_spend("the scales were found")
             made = quantize(bench.model, config, data)
             name = config.method + (", smoothed" if config.smooth else "")
             found.append((probe.loss(simulate(made.model.module, made.quantization, made.scales).eval()), name, made))
@@ -148,8 +151,10 @@ def table(bench: Bench, quantized: Quantized, option: Option, probe: Probe) -> T
     rows = [_row(bench, quantized, option)]
     bench.progress.stage(f"building {len(classes)} precisions for {option.engine}", len(classes))
     for members in classes.values():
+        bench.check_spend("the precisions were built")
         rows.append(_row(bench, spared(quantized, [name for one in members for name in one.layers]), option))
         bench.progress.step(note=members[0].name)
+    bench.check_spend("the table of precisions was timed")
     pairs = side_by_side(bench, [rows[0], built(bench, ORIGINAL), *rows[1:]])
     saves = {
         signature: _saved(bench, pair, (row.size - rows[0].size) / 1e6, len(classes[signature]))
@@ -168,6 +173,7 @@ def _losses(bench: Bench, quantized: Quantized, sets: Sequence[Shared], probe: P
     bench.progress.stage(f"what rounding each of {len(sets)} sets of layers costs", len(sets))
     stored = []
     for one in sets:
+        bench.check_spend("what rounding costs was found")
         alone = spared(quantized, [name for name in everything if name not in one.layers])
         stored.append(probe.loss(simulate(alone.model.module, alone.quantization, alone.scales).eval()))
         bench.progress.step(note=one.name)
@@ -197,16 +203,27 @@ def planned(bench: Bench, quantized: Quantized, found: Table, point: Point, step
     return varied(bench, spared(quantized, layers), change, _parts(bench, found, point), (*steps, step))
 
 
-def trained(bench: Bench, quantized: Quantized, teacher: Model) -> tuple[Quantized, str]:
-    """The quantised model after an epoch with its rounding in place, taught by `teacher` as well as by the labels; kept in the cache."""
+def trained(bench: Bench, quantized: Quantized, teacher: Model) -> tuple[Quantized, str, str]:
+    """The quantised model after an epoch with its rounding in place, taught by `teacher` as well as by the labels, and that as a change and as a step.
+
+    Kept in the cache; what --spend cut short is trained on by the next contract. Raises OutOfTime where it was over before a step.
+    """
     config, begun = qat_lesson(bench), time.perf_counter()
     key = digest("qat-2", quantized.fingerprint, bench.model.fingerprint, teacher.fingerprint, bench.task.fingerprint, config.model_dump())
 
-    def make(empty: Path) -> None:
-        save_quantized(qat_for_task(bench.model, quantized, bench.task, config, bench.cache, bench.progress, teacher=teacher), empty)
+    results: list[TrainResult] = []
+
+    def make(empty: Path) -> str | None:
+        given: dict[str, Any] = {"teacher": teacher, "done": results.append, "deadline": bench.deadline}
+        save_quantized(qat_for_task(bench.model, quantized, bench.task, config, bench.cache, bench.progress, **given), empty)
+        return early_key(key, results[0])
 
     made = load_quantized(bench.cache.folder("qat", key, make))
-    return made, f"trained for {QAT_EPOCHS:g} epoch with int8 in place, {time.perf_counter() - begun:.0f} s"
+    took = f"{time.perf_counter() - begun:.0f} s"
+    if results and results[0].stopped == LATE:
+        far = f"{QAT_EPOCHS * results[0].steps / results[0].total:.3g} of {QAT_EPOCHS:g} epochs"
+        return made, f"trained in int8 for {far}", f"trained with int8 in place, stopped by --spend after {far}, {took}"
+    return made, "trained in int8", f"trained for {QAT_EPOCHS:g} epoch with int8 in place, {took}"
 
 
 def qat_lesson(bench: Bench) -> QatTaskConfig:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lissome.compress.distill.config import DistillConfig, DistillTaskConfig
-from lissome.compress.distill.task import distil_for_task
+from lissome.compress.distill.task import distil_for_task, share_taught
 from lissome.compress.prune import importance
 from lissome.core.contract import Limit
 from lissome.core.errors import BadModel, LissomeError
@@ -83,6 +83,7 @@ def ground(bench: Bench, original: Row, options: Sequence[Option]) -> Ground:
     smallest = cut(structure, least, scores)
     made: list[Row] = []
     for option in options:
+        bench.check_spend("the smallest shape was built")
         try:
             made += [variant_row(bench, model, option) for model in (bench.model, smallest)]
         except LissomeError as error:
@@ -146,6 +147,7 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
     bench.progress.say(f"Together the parts of {base.option.name} save {together[0]:.0%} of the time that they save one by one.")
     likely = None
     for _ in range(MENDS + 1):
+        bench.check_spend("a plan was found")
         point = _solved(menus, budgets, together)
         if point is None:
             break
@@ -221,12 +223,19 @@ def _share(base: Ground) -> float:
 
 
 def taught(bench: Bench, smaller: Model, changed: str, parts: tuple[PartChoice, ...], length: float, steps: Sequence[str]) -> Variant:
-    """The smaller model after learning from the original for `length` epochs, as a variant."""
+    """The smaller model after learning from the original for `length` epochs, or until --spend was used up, as a variant.
+
+    Raises OutOfTime where that was before a step.
+    """
     begun = time.perf_counter()
-    model = distil_for_task(smaller, bench.model, bench.task, lesson(bench, length), bench.cache, bench.progress)
+    model = distil_for_task(smaller, bench.model, bench.task, lesson(bench, length), bench.cache, bench.progress, deadline=bench.deadline)
     took = time.perf_counter() - begun
-    note = f"taught by the original for {length:g} epochs" + (f", {took / 60:.1f} min" if took > 5 else "")
-    return vary(bench, model, f"{changed}, distilled {length:g} epochs", parts, (*steps, note))
+    share, far, note = share_taught(model), f"{length:g} epochs", f"taught by the original for {length:g} epochs"
+    if share < 1:
+        far = f"{share * length:.3g} of {length:g} epochs"
+        note = f"taught by the original, stopped by --spend after {far}"
+    note += f", {took / 60:.1f} min" if took > 5 else ""
+    return vary(bench, model, f"{changed}, distilled {far}", parts, (*steps, note))
 
 
 def epochs(bench: Bench, most: int) -> int:

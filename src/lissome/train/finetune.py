@@ -32,7 +32,7 @@ from lissome.train.batches import LABELS, Batches
 from lissome.train.callbacks import KeepBest
 from lissome.train.config import FinetuneConfig
 from lissome.train.experts import Balance, balanced
-from lissome.train.loop import train
+from lissome.train.loop import LATE, TrainResult, train
 
 VERSION = 2
 """Part of the cache key: raise it when the same config would give other weights."""
@@ -54,12 +54,21 @@ def finetune(model: Model, task: Task, config: FinetuneConfig, cache: Cache | No
     return trained_once(cache, "finetune", key, model, lambda empty, checkpoints: _make(model, task, config, empty, checkpoints, progress))
 
 
-def trained_once(cache: Cache, kind: str, key: str, model: Model, make: Callable[[Path, Path], None]) -> Model:
-    """The model that `make(empty folder, folder for checkpoints)` writes, made the first time and read afterwards; a killed `make` finds its checkpoints."""
+def trained_once(cache: Cache, kind: str, key: str, model: Model, make: Callable[[Path, Path], str | None]) -> Model:
+    """The model that `make(empty folder, folder for checkpoints)` writes, made the first time and read afterwards; a killed `make` finds its checkpoints.
+
+    So does the next call, where `make` returns the key of what a deadline cut short (`early_key`).
+    """
     checkpoints = cache.path("training", key)
     folder = cache.folder(kind, key, lambda empty: make(empty, checkpoints))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if folder == cache.path(kind, key):
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return read_trained(folder, model)
+
+
+def early_key(key: str, result: TrainResult) -> str | None:
+    """The cache key of what a training had when its deadline passed; None for one that took all its steps. key: of the whole training."""
+    return digest(key, "steps", result.steps) if result.stopped == LATE else None
 
 
 @dataclass(frozen=True)

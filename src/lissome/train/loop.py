@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from lissome.core.cache import digest
-from lissome.core.errors import BadConfig, BadInput, BadModel, Diverged, Interrupted, MissingExtra
+from lissome.core.errors import BadConfig, BadInput, BadModel, Diverged, Interrupted, MissingExtra, OutOfTime
 from lissome.core.progress import Progress, Silent
 from lissome.train.batches import Ordered, elements, ordered, weight
 from lissome.train.callbacks import Callback, History, Run
@@ -44,14 +44,14 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 FUSED = ("adamw", "adam", "sgd")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-SPENT, INTERRUPTED = "spend reached", "interrupted"
+SPENT, LATE, INTERRUPTED = "spend reached", "the deadline passed", "interrupted"
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a run did.
 
-    steps: updates of the weights; seconds: time taken, over all resumptions. stopped: why it ended before its last step, or "".
+    steps: updates of the weights, of `total`; seconds: time taken, over all resumptions. stopped: why it ended before its last step, or "".
     resumed_from: step of the checkpoint it went on from, or None. precision, why: what was trained in and the reason.
     history: rows of step, epoch, loss, grad_norm, lr. metrics: what callbacks left, such as the last validation score.
     """
@@ -64,6 +64,7 @@ class TrainResult:
     why: str
     history: list[dict[str, float]]
     metrics: dict[str, float]
+    total: int
 
 
 @dataclass
@@ -81,6 +82,7 @@ class _Parts:
     folder: Path | None
     identity: str
     progress: Progress
+    deadline: float | None = None
 
 
 def train(
@@ -94,6 +96,7 @@ def train(
     progress: Progress | None = None,
     groups: Groups | None = None,
     identity: str = "",
+    deadline: float | None = None,
 ) -> TrainResult:
     """Train `module` in place by the mean `loss(module, batch)` of every batch; it is left in eval mode, on the device where it was.
 
@@ -101,6 +104,8 @@ def train(
     identity: what else makes the run this one and not another, such as a digest of the teacher or of the quantisation. With the config, the module's
     tensors by name and shape, and the number of steps, it must be the checkpoint's own: weights, data and losses cannot be told apart from here.
     groups(module): parameter groups for the optimizer, for learning rates of their own. The global random generators are left as they were.
+    deadline: on the monotonic clock; the run ends after the step in which it passes, with stopped = LATE. It is no part of what makes the run this one, so
+    the same call with a later one goes on. Raises OutOfTime when it passed before the first step.
     Raises Diverged on a NaN or infinite loss or gradient, Interrupted after Ctrl-C (the checkpoint is written first), BadInput for batches,
     losses or modules that cannot be trained, BadConfig for another run's checkpoint, MissingExtra without accelerate. Under `accelerate launch`
     every process reads all batches and takes its share; sharded weights (FSDP, DeepSpeed) are not supported.
@@ -114,14 +119,18 @@ def train(
         run = Run(module, config, _steps(data, config, accelerator.num_processes))
         history = History()
         parts = _prepare(run, accelerator, loss, [history, *callbacks], resume, progress or Silent(), groups, identity)
+        parts.deadline = deadline
         generators = _restore(run, parts)
         resumed_from = run.step if generators else None
+        _check_deadline(run, parts)
+        if run.stopped and not run.step:
+            raise OutOfTime("the time was up before the first step of a training.", do="allow more time")
         if not generators:
             run.precision, run.why = _precision(run, parts, data)
         _loop(run, parts, data, generators, begun)
         for callback in parts.callbacks:
             callback.on_end(run)
-        return TrainResult(run.step, run.seconds, run.stopped, resumed_from, run.precision, run.why, history.rows, run.metrics)
+        return TrainResult(run.step, run.seconds, run.stopped, resumed_from, run.precision, run.why, history.rows, run.metrics, run.total)
     finally:
         module.zero_grad(set_to_none=True)
         module.to(home).eval()
@@ -210,6 +219,7 @@ def _loop(run: Run, parts: _Parts, data: Ordered, generators: Any, begun: float)
                 run.seconds = _agreed(parts.accelerator, earlier + time.perf_counter() - begun)
                 if run.config.spend and run.seconds >= run.config.spend and run.step < run.total:
                     run.stop(SPENT)
+                _check_deadline(run, parts)
                 parts.progress.step(1, f"loss {run.loss:.3f}")
                 if parts.folder and run.config.due(time.perf_counter() - written[0], run.step - written[1]):
                     _save(run, parts)
@@ -219,6 +229,12 @@ def _loop(run: Run, parts: _Parts, data: Ordered, generators: Any, begun: float)
     if run.stopped == INTERRUPTED:
         kept = f"it is kept in {parts.folder}; run the same command to go on" if parts.folder else "nothing is kept, as no folder for checkpoints was given"
         raise Interrupted(f"training was interrupted after step {run.step} of {run.total}.", do=kept)
+
+
+def _check_deadline(run: Run, parts: _Parts) -> None:
+    """Stop the run where its deadline has passed, by what all processes have left on average."""
+    if parts.deadline is not None and run.step < run.total and _agreed(parts.accelerator, parts.deadline - time.monotonic()) <= 0:
+        run.stop(LATE)
 
 
 def _epoch(run: Run, parts: _Parts, stream: Iterator[Any], length: int) -> Iterator[None]:
@@ -317,7 +333,7 @@ def _save(run: Run, parts: _Parts) -> None:
     if not parts.accelerator.is_main_process:
         return
     assert parts.folder is not None
-    keep = run.stopped if run.stopped not in (SPENT, INTERRUPTED) else ""
+    keep = run.stopped if run.stopped not in (SPENT, LATE, INTERRUPTED) else ""
     save(
         parts.folder,
         run.step,

@@ -43,6 +43,7 @@ def distill(
     progress: Progress | None = None,
     frozen: Callable[[str], bool] | None = None,
     done: Callable[[TrainResult, KeepBest | None], None] | None = None,
+    deadline: float | None = None,
 ) -> Model:
     """A copy of `student` that was taught by `teacher`; neither of the two is changed.
 
@@ -53,6 +54,7 @@ def distill(
     validate(module): a score, higher is better, looked at every `evaluate_every` steps (None: each epoch); the best weights are returned, and
     `patience` looks without progress end the run. resume: folder for checkpoints; a killed run goes on from there with the same bits.
     frozen(name): whether the student's parameter of that name keeps its value. done(result, best): called with what the run did.
+    deadline: as in `train`.
     Raises BadModel or BadConfig where the two cannot be compared, Diverged for a loss that is not finite, and what `train` raises.
     """
     if loss is not None and not config.labels:
@@ -68,7 +70,7 @@ def distill(
     try:
         seed_everything(training.seed)
         pupil.begin(_first(data, training.seed))
-        says.prepare(data, training.steps * training.accumulation if training.steps else None, training.seed, progress)
+        says.prepare(data, training.steps * training.accumulation if training.steps else None, training.seed, progress, deadline)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and not (frozen is not None and frozen(name)))
         best = KeepBest(lambda _: validate(module), every=evaluate_every, patience=patience) if validate else None
@@ -82,6 +84,7 @@ def distill(
             progress=progress,
             groups=lambda one: _groups(one, training),
             identity=digest("distill", taught.fingerprint, guide.fingerprint, config.model_dump()),
+            deadline=deadline,
         )
     finally:
         says.close()

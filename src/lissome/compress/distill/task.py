@@ -21,8 +21,8 @@ from lissome.data import load_task
 from lissome.nn.load import load_model, save_model
 from lissome.train.batches import Batches, Ordered
 from lissome.train.callbacks import KeepBest
-from lissome.train.finetune import depths, dropout, named, score_of, trained_once, with_head
-from lissome.train.loop import TrainResult
+from lissome.train.finetune import depths, dropout, early_key, named, score_of, trained_once, with_head
+from lissome.train.loop import LATE, TrainResult
 
 VERSION = 2
 """Part of the cache key: raise it when the same config would give other weights."""
@@ -31,16 +31,34 @@ RECORD = "distill.json"
 
 
 def distil_for_task(
-    student: Model, teacher: Model, task: Task, config: DistillTaskConfig | None = None, cache: Cache | None = None, progress: Progress | None = None
+    student: Model,
+    teacher: Model,
+    task: Task,
+    config: DistillTaskConfig | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+    *,
+    deadline: float | None = None,
 ) -> Model:
     """`student` taught by `teacher` on the task's train split, with the best weights by the task's score on validation; neither is changed.
 
     A second call with the same models, task and config reads the result from the cache; a killed one goes on where it was.
+    So does one that a deadline (as in `train`) cut short: `share_taught` says how far that student got.
     """
     config, cache, progress = config or DistillTaskConfig(), cache or Cache(), progress or Silent()
     settings = config.model_dump(exclude={"train": {"checkpoint_every"}, "terms": {"cache_mb", "cache_hidden"}})
     key = digest("distill", VERSION, student.fingerprint, teacher.fingerprint, task.fingerprint, settings)
-    return trained_once(cache, "distill", key, student, lambda empty, checkpoints: _make(student, teacher, task, config, empty, checkpoints, cache, progress))
+
+    def make(empty: Path, checkpoints: Path) -> str | None:
+        return early_key(key, _make(student, teacher, task, config, empty, progress, resume=checkpoints, cache=cache, deadline=deadline))
+
+    return trained_once(cache, "distill", key, student, make)
+
+
+def share_taught(taught: Model) -> float:
+    """How much of its training a student of `distil_for_task` had: 1, or less where a deadline cut it short."""
+    result = json.loads((Path(taught.ref) / RECORD).read_text(encoding="utf-8"))["result"]
+    return float(result["steps"] / result["total"]) if result["stopped"] == LATE else 1.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +108,8 @@ def distill_to(
     return Distilled(str(out), scores[0], scores[1], record["score"], *figures, sizes, taught.fingerprint)
 
 
-def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig, empty: Path, checkpoints: Path, cache: Cache, progress: Progress) -> None:
-    """Distil and write the result into the folder `empty`."""
+def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig, empty: Path, progress: Progress, **given: Any) -> TrainResult:
+    """Distil and write the result into the folder `empty`. given: what else `distill` takes."""
     batches: Ordered = Batches(task, "train", config.size, seed=config.train.seed)
     terms = config.terms
     if config.variations:  # what is said of a text that never comes again need not be kept
@@ -99,9 +117,11 @@ def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig,
     held = dataclasses.replace(student, module=copy.deepcopy(student.module))
     depth, _ = depths(held.module)
     kept: dict[str, Any] = {}
+    results: list[TrainResult] = []
 
     def note(result: TrainResult, best: KeepBest | None) -> None:
         assert best is not None
+        results.append(result)
         kept.update(result=dataclasses.asdict(result), score=best.score, scores=best.scores, best_step=best.step)
 
     with dropout(held.module, config.dropout):
@@ -114,17 +134,17 @@ def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig,
             validate=lambda module: score_of(module, task),
             evaluate_every=config.evaluate_every,
             patience=config.patience,
-            resume=checkpoints,
-            cache=cache,
             progress=progress,
             frozen=(lambda name: depth[name] == 0) if config.freeze_embeddings else None,
             done=note,
+            **given,
         )
     held.module.load_state_dict(taught.module.state_dict())  # the student itself, with its own dropout
-    result = kept["result"]
-    progress.say(f"distilled in {result['seconds']:.0f} s, {result['precision']}: {result['why']}. Validation score {kept['score']:.4f}.")
+    result = results[0]
+    progress.say(f"distilled in {result.seconds:.0f} s, {result.precision}: {result.why}. Validation score {kept['score']:.4f}.")
     save_model(named(held, task), empty)
     (empty / RECORD).write_text(json.dumps({"config": config.model_dump(mode="json"), **kept, "task": task.fingerprint}, indent=1), encoding="utf-8")
+    return results[0]
 
 
 def _parameters(model: Model) -> int:

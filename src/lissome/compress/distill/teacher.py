@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,14 +52,19 @@ class Teacher:
                 return said
         return {name: self._recall(batch, keys, store) for name, store in self.stores.items()}
 
-    def prepare(self, data: Ordered, batches: int | None, seed: int, progress: Progress) -> None:
-        """Run over the first epoch's batches (at most `batches`), so that training only reads. Random draws are those of training's own first epoch."""
+    def prepare(self, data: Ordered, batches: int | None, seed: int, progress: Progress, deadline: float | None = None) -> None:
+        """Run over the first epoch's batches (at most `batches`), so that training only reads. Random draws are those of training's own first epoch.
+
+        deadline: on the monotonic clock; what was not said by then is said when it is asked for.
+        """
         if not self.stores:
             return
         length = min(batches or len(data), len(data) or batches or 0)
         progress.stage("the teacher's outputs", length)
         seed_everything(seed, 0)
         for batch in itertools.islice(data.epoch(0), length):
+            if deadline is not None and time.monotonic() >= deadline:
+                break
             keys = keys_of(batch)
             if keys is not None and not self._knows(keys) and not self._keep(batch, keys, self._run(batch)):
                 break  # the cache is full, or this teacher's outputs do not fit it

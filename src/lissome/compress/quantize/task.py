@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from lissome.nn.load import FACTORY, load_model
 from lissome.train.batches import LABELS, Batches
 from lissome.train.callbacks import KeepBest
 from lissome.train.finetune import score_of
-from lissome.train.loop import Loss
+from lissome.train.loop import LATE, Loss, TrainResult
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 256, 8
 RECORD = "quantize.json"
@@ -159,11 +159,21 @@ def _recorded(ref: str, folder: Path) -> Model:
 
 
 def qat_for_task(
-    original: Model, quantized: Quantized, task: Task, config: QatTaskConfig, cache: Cache, progress: Progress | None = None, *, teacher: Model | None = None
+    original: Model,
+    quantized: Quantized,
+    task: Task,
+    config: QatTaskConfig,
+    cache: Cache,
+    progress: Progress | None = None,
+    *,
+    teacher: Model | None = None,
+    done: Callable[[TrainResult], None] | None = None,
+    deadline: float | None = None,
 ) -> Quantized:
     """`quantized` trained on the task's train split, with the best weights by the task's score on validation.
 
-    teacher: whose outputs are learned from; the original, when None.
+    teacher: whose outputs are learned from; the original, when None. done(result): called with what the run did. deadline: as in `train`; the next call
+    goes on where it cut this one short.
     """
     progress, teacher = progress or Silent(), teacher or original
     settings = config.model_dump(exclude={"train": {"checkpoint_every", "spend"}})
@@ -171,9 +181,25 @@ def qat_for_task(
     best = KeepBest(lambda module: score_of(module, task), every=config.evaluate_every, patience=config.patience)
     loss = taught_loss(teacher, config.teacher)
     batches = Batches(task, "train", config.size, seed=config.train.seed)
-    trained = qat(original, quantized, loss, batches, config.train, scale_lr=config.scale_lr, callbacks=[best], resume=checkpoints, progress=progress)
+    results: list[TrainResult] = []
+    trained = qat(
+        original,
+        quantized,
+        loss,
+        batches,
+        config.train,
+        scale_lr=config.scale_lr,
+        callbacks=[best],
+        resume=checkpoints,
+        progress=progress,
+        done=results.append,
+        deadline=deadline,
+    )
     progress.say(f"validation score {best.score:.4f} at step {best.step}")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if results[0].stopped != LATE:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    if done:
+        done(results[0])
     return trained
 
 
