@@ -85,6 +85,7 @@ def test_accuracy_that_int8_loses_is_met_by_better_scales(here, tmp_path):
 
 def test_the_smaller_model_in_int8(here, tmp_path, monkeypatch):
     """Where the smaller model keeps the limits in no precision of the whole, its scales are searched and it is trained with them."""
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path / "cache"))  # where no earlier contract made what keeps this one
     heard = Heard()
     rungs = (escalate.Rung("prune and distil", lambda climb: escalate.prune_and_distil(climb)[:0]), escalate.Rung("in int8", escalate.small_in_int8))
     monkeypatch.setattr(escalate, "RUNGS", rungs)
