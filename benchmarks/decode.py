@@ -8,7 +8,7 @@ each of eight sequences, write 16 in all of them at once. Figures are medians ov
 llama.cpp, and batch_gain is one way's batch over its own single sequence. The wall is the bandwidth of reading memory, measured in every round by summing
 floats that no cache holds, over the bytes that a token must read: matrices, and the keys and values before it. llama.cpp runs where --llama or LISSOME_LLAMA
 names an interpreter with llama-cpp-python; else its row says "not installed". Part "perplexity" holds the exact same texts (this project's own docs) against
-the dequantised weights in transformers, for inputs rounded to 32, 16 and 8 bits. Needs about 4 GB of memory and eight minutes.
+the dequantised weights in transformers, for inputs rounded as lissome does by itself and to 8, 16 and 32 bits. Needs about 4 GB of memory and eight minutes.
 
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "threads": int, "bandwidth": figure (GB/s),
 "rows": [{"name": str, "trouble": str | null, "load_s": float, "memory_mb": float, "memory_ratio": float | null, "prefill_1024", "decode_64", "decode_1024",
@@ -48,9 +48,14 @@ from publishing import Document, made_on, on, options, publish, spread
 LONG, SHORT, SLOTS, CAPACITY = 1024, 64, 8, 1152
 WRITTEN, WRITTEN_EACH = 32, 16
 FIGURES = ("prefill_1024", "decode_64", "decode_1024", "batch_8")
-WAYS = ("lissome", "lissome-8", "lissome-32", "llama.cpp", "transformers-fp32", "transformers-bf16")
-INPUTS: Mapping[Inputs, str] = {32: "lissome, inputs of 32 bits", 16: "lissome, inputs of 16 bits", 8: "lissome, inputs of 8 bits"}
-NAMES = {"lissome-8": INPUTS[8], "lissome-32": INPUTS[32]}
+WAYS = ("lissome", "lissome-8", "lissome-16", "lissome-32", "llama.cpp", "transformers-fp32", "transformers-bf16")
+INPUTS: Mapping[Inputs, str] = {
+    32: "lissome, inputs of 32 bits",
+    16: "lissome, inputs of 16 bits",
+    "mixed": "lissome",
+    8: "lissome, inputs of 8 bits",
+}
+NAMES = {f"lissome-{bits}": name for bits, name in INPUTS.items() if bits != "mixed"}
 PARTS = ("speed", "perplexity")
 
 

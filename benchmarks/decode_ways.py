@@ -1,6 +1,6 @@
 """One way to run a decoder, in a process of its own that benchmarks/decode.py talks to: a line of JSON in, a line of JSON out.
 
-    python benchmarks/decode_ways.py lissome|lissome-8|lissome-32|llama.cpp|transformers-fp32|transformers-bf16 MODEL THREADS SLOTS CAPACITY
+    python benchmarks/decode_ways.py lissome|lissome-8|lissome-16|lissome-32|llama.cpp|transformers-fp32|transformers-bf16 MODEL THREADS SLOTS CAPACITY
 
 llama.cpp runs in an interpreter that need not have lissome, so nothing beyond the standard library is imported before it is needed; lissome's own process
 imports neither torch nor transformers, as `lissome generate` does not. First the process prints {"load": seconds} (imports are not counted); then
@@ -21,7 +21,7 @@ from typing import Any
 class Lissome:
     """lissome's own decoder. inputs: bits that inputs are rounded to where several rows share the weights."""
 
-    def __init__(self, model: str, threads: int, slots: int, capacity: int, inputs: int = 16) -> None:
+    def __init__(self, model: str, threads: int, slots: int, capacity: int, inputs: int | str = "mixed") -> None:
         import numpy as np
 
         from lissome.engines.decoding.engine import Batch, open_engine
@@ -116,6 +116,7 @@ class Transformers:
 WAYS: dict[str, Any] = {
     "lissome": Lissome,
     "lissome-8": lambda *given: Lissome(*given, inputs=8),
+    "lissome-16": lambda *given: Lissome(*given, inputs=16),
     "lissome-32": lambda *given: Lissome(*given, inputs=32),
     "llama.cpp": LlamaCpp,
     "transformers-fp32": lambda *given: Transformers(*given, dtype="float32"),

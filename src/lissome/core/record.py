@@ -31,4 +31,6 @@ def read_record(kind: type[T], path: Path, verb: str) -> T:
         record = json.loads(path.read_text(encoding="utf-8"))
         return pydantic.TypeAdapter(kind).validate_python({name: value for name, value in record.items() if name in known})
     except (OSError, ValueError, AttributeError) as error:
-        raise BadArtifact(f"{path.name} cannot be read: {str(error).splitlines()[0]}", where=str(path.parent), expected=f"a folder that `lissome {verb}` wrote") from error
+        raise BadArtifact(
+            f"{path.name} cannot be read: {str(error).splitlines()[0]}", where=str(path.parent), expected=f"a folder that `lissome {verb}` wrote"
+        ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lissome.core.errors import EnvironmentLacks
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

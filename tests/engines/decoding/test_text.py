@@ -168,6 +168,7 @@ def test_a_template_that_fails_as_a_program_does(engine):
 
 
 def test_two_sequences_side_by_side_are_as_each_alone(engine):
+    engine = Engine(engine.weights, engine.tokenizer, slots=2, capacity=64, threads=1, inputs=16)
     alone = [engine.read(tokens) for tokens in ([5, 6, 7], [8, 9])]
     engine.read([5, 6], slot=0)
     engine.read([8], slot=1)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -58,20 +59,36 @@ def test_native_products_equal_those_of_the_dense_weights(shape, n, threads):
 
 @native
 @settings(max_examples=60, deadline=None)
-@given(shapes, st.integers(2, 140), st.integers(1, 3), st.sampled_from([8, 16]))
-def test_native_products_of_rounded_inputs_err_by_that_rounding(shape, n, threads, inputs):
-    """Every input is off by at most half a step, which is the largest of its 32 columns over 127 or 32,767."""
+@given(shapes, st.integers(2, 140), st.integers(1, 3), st.sampled_from([8, 16]), st.booleans())
+def test_native_products_of_rounded_inputs_err_by_that_rounding(shape, n, threads, inputs, mixed):
+    """Every input is off by at most half a step: the way from the smallest to the largest of its 32 columns over 254, or the largest over 32,767."""
     bits, rows, groups, group, seed = shape
     weights = codes(bits, rows, groups * group, group, seed)
     x = torch.randn(n, groups * group, generator=torch.Generator().manual_seed(seed))
-    dense = torch.from_numpy(weights.dense()).double()
-    step = x.abs().double().view(n, -1, 32).amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1) / (127 if inputs == 8 else 32767)
-    found = torch.from_numpy(multiply(pack(weights), x, Pool(threads), inputs)).double()
+    x[:, ::32] += torch.randn(n, 1) * 10  # a number that stands out, on either side
+    dense, blocks = torch.from_numpy(weights.dense()).double(), x.double().view(n, -1, 32)
+    low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
+    step = ((high - low) / 254 if inputs == 8 else torch.maximum(high, -low) / 32767).expand(-1, -1, 32).flatten(1)
+    packed = dataclasses.replace(pack(weights), inputs=inputs)
+    found = torch.from_numpy(multiply(packed, x, Pool(threads), "mixed" if mixed else inputs)).double()
     off = step / 2 @ dense.abs().T
     codes_too = (1e-5 * x.abs().double()) @ (
         dense.abs() + 128 * torch.from_numpy(weights.scale).abs().double().repeat_interleave(group, 1)
     ).T  # floats' own rounding
     assert ((found - x.double() @ dense.T).abs() <= 1.001 * off + codes_too + 1e-6).all()
+
+
+@native
+@pytest.mark.parametrize("inputs", [8, 16])
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1.0, 1e30])
+def test_native_products_of_inputs_that_are_all_the_same(inputs, size):
+    """A block without any width, of any size."""
+    weights = codes(8, 20, 64, 32)
+    weights.scale[:], weights.offset[:] = 2**-10, 0
+    x = torch.full((5, 64), -size)
+    expected = x.double() @ weights.dense().double().T
+    found = multiply(pack(weights), x, Pool(1), inputs).double()
+    assert ((found - expected).abs() <= 1e-4 * x.abs().double() @ weights.dense().abs().double().T + 1e-30).all()
 
 
 @native
@@ -119,12 +136,21 @@ def test_extreme_scales_and_nan_come_through():
         (lambda: pack(torch.randn(4, 33)), "4 x 33 weights cannot be packed in groups of 32"),
         (lambda: pack(codes(4, 4, 96, 48)), "weights of 4 bits in groups of 48 are not offered"),
         (lambda: pack(Codes(torch.full((2, 32), 16, dtype=torch.uint8), torch.ones(2, 1).half(), torch.ones(2, 1).half())), "a code of 16 does not fit"),
+        (lambda: dataclasses.replace(pack(torch.randn(4, 32)), inputs=12), "inputs of 12 bits are not offered"),
         (lambda: Packed(torch.zeros(5, dtype=torch.uint8), 16, 32, 4, 32), "5 bytes cannot be 16 x 32 weights of 4 bits"),
     ],
 )
 def test_what_cannot_be_packed_is_named(make, message):
     with pytest.raises(BadInput, match=message):
         make()
+
+
+@native
+@pytest.mark.parametrize("inputs", [0, 12, "8", None])
+def test_roundings_that_are_not_offered_are_named(inputs):
+    with pytest.raises(BadInput, match=f"inputs of {inputs} bits are not offered") as caught:
+        multiply(pack(torch.randn(4, 32)), torch.randn(1, 32), Pool(1), inputs)
+    assert caught.value.expected == "mixed, 8, 16, 32"
 
 
 @native

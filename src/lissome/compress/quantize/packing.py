@@ -27,11 +27,15 @@ from lissome.nn.decoder.checkpoint import Checkpoint, open_checkpoint
 from lissome.nn.decoder.folder import DESCRIPTION, load_decoder, save_decoder, weights_bytes
 from lissome.nn.decoder.gguf import BLOCK, read_gguf
 from lissome.nn.decoder.gguf_out import save_gguf
+from lissome.nn.decoder.inputs import measured_inputs
 from lissome.nn.decoder.pack_file import pack_file
 from lissome.nn.decoder.weights import from_llama
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+MEASURED = 4
+"""Windows of calibration text on which the rounding of inputs is measured."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def _weights(
         return from_quantized(load_quantized(path)), None
     config = config or RoundConfig()
     windows = calibration_windows(checkpoint, config, text, task) if config.by_inputs else None
-    return round_decoder(checkpoint, config, windows, progress), config.method
+    weights = round_decoder(checkpoint, config, windows, progress)
+    return weights if windows is None else measured_inputs(weights, windows[:MEASURED], progress=progress), config.method
 
 
 def calibration_windows(checkpoint: Checkpoint, config: RoundConfig, text: Path | None, task: str | None = None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from lissome.core.cache import Cache, check_out, file_sha256
 from lissome.core.errors import BadInput, BadModel
 from lissome.engines.decoding.streaming import Streamed
 from lissome.kernels.decoder.arrays import Array, hold
-from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights
+from lissome.kernels.decoder.native import INPUTS, Decoder, Inputs, Pool, Weights, check_inputs
 from lissome.kernels.decoder.packed import Packed
 from lissome.kernels.library import library
 from lissome.machine.budget import measured_budget, parse_bytes
@@ -58,7 +58,8 @@ class Batch:
 class Engine:
     """A decoder with room for `slots` sequences of up to `capacity` tokens.
 
-    inputs: see `Decoder`: 8 bits are faster than 16 and less accurate. within: the file that the weights are views of, and what memory may be used.
+    inputs: see `Decoder`: 8 bits are faster than 16 and less accurate; mixed takes 8 where they cost little. within: the file that the weights are views of,
+    and what memory may be used.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Engine:
         self.weights, self.tokenizer, self.about = weights, tokenizer, about
         self.slots = slots
         check_weights(weights, "the decoder")
+        check_inputs(inputs)
         if capacity and capacity > weights.cosine.shape[0]:
             raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
         self.capacity = capacity or min(ROOM, weights.cosine.shape[0])

@@ -261,7 +261,8 @@ def _scratch(weights: Weights, rows: int, threads: int, capacity: int, wanted: i
     hidden, ffn = weights.embedding.columns, max((layer.ffn.neurons(layer.matrices) for layer in weights.layers), default=0)
     q, kv = weights.heads * weights.dim, weights.kv_heads * weights.dim
     looks, rounded = HEADS_TOGETHER * (capacity + weights.dim + 16), 72 * max(hidden, ffn, q)  # a thread's scores, and its rounded inputs
-    floats = rows * (5 * hidden + 2 * q + 2 * kv + 2 * ffn) + threads * (looks + rounded + 256 * 64 + 64 * 1024) + 8 * wanted * weights.head.rows
+    shared = rows * (max(hidden, q) + ffn) * 7 // 8  # rows rounded for all threads: codes of 8 and of 16 bits, and scales
+    floats = shared + rows * (5 * hidden + 2 * q + 2 * kv + 2 * ffn) + threads * (looks + rounded + 256 * 64 + 64 * 1024) + 8 * wanted * weights.head.rows
     experts = [layer.ffn.experts for layer in weights.layers if layer.ffn.experts is not None]
     floats += rows * max((one.count + one.active * (1 + 2 * hidden + 2 * ffn) for one in experts), default=0)  # pairs of a row and an expert
     if any(layer.ffn.kind in BY_NEURON for layer in weights.layers):

@@ -13,16 +13,24 @@ import numpy as np
 from lissome.core.errors import BadInput
 from lissome.kernels.decoder.arrays import Array, address, hold, room, untouched_zeros
 from lissome.kernels.decoder.ffn import ACTIVATIONS, GATED, GATED_SILU, KINDS, WEIGHINGS, Ffn
-from lissome.kernels.decoder.packed import ROWS, Packed
+from lissome.kernels.decoder.packed import ROUNDINGS, ROWS, Packed, Rounding
 from lissome.kernels.library import library
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = [("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("bits", ctypes.c_int32), ("group", ctypes.c_int32), ("data", ctypes.c_void_p)]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "columns")),
+        *((name, ctypes.c_int32) for name in ("bits", "group", "inputs")),
+        ("data", ctypes.c_void_p),
+    ]
 
 
-Inputs = Literal[8, 16, 32]
-INPUTS: Inputs = 16
+Inputs = Literal["mixed", 8, 16, 32]
+"""Bits to which the inputs of products are rounded; mixed: what each matrix says, or `RULE`."""
+INPUTS: Inputs = "mixed"
+INPUTS_OFFERED: tuple[Inputs, ...] = ("mixed", *ROUNDINGS)
+RULE: Mapping[str, Rounding] = {"v": 16, "head": 16}
+"""By a matrix's name, where nothing was measured; 8 for all others. Values are few and no softmax dampens their errors, and nothing follows the head."""
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -127,7 +135,8 @@ class Decoder:
     """The kernel with its weights, and room for the keys and values of `slots` sequences of up to `capacity` tokens.
 
     half: keep keys and values in bfloat16 (uint16 to numpy, which has no such type) rather than float32. kept: those that another decoder has made room for.
-    inputs: bits to which the inputs of products are rounded where several rows share the weights and the processor multiplies integers faster; 32: never.
+    inputs: bits to which the inputs of products are rounded where several rows share the weights and the processor multiplies integers faster; 32: never;
+    mixed: as each matrix says.
     """
 
     def __init__(
@@ -142,6 +151,7 @@ class Decoder:
     ) -> None:
         if capacity > weights.cosine.shape[0]:
             raise BadInput(f"room for {capacity} tokens, but positions for {weights.cosine.shape[0]}", do="ask for less")
+        check_inputs(inputs)
         self.weights, self.slots, self.capacity, self.pool = weights, slots, capacity, pool
         shape = (len(weights.layers), slots, weights.kv_heads, capacity, weights.dim)
         self.half, self.inputs = half, inputs
@@ -181,14 +191,13 @@ class Decoder:
             made.attention_norm, made.ffn_norm = self._floats(layer.attention_norm), self._floats(layer.ffn_norm)
             for name in MATRICES:
                 if name in layer.matrices:
-                    setattr(made, name, _matrix(layer.matrices[name]))
+                    setattr(made, name, _matrix(layer.matrices[name], name))
             self._put_ffn(made, layer)
         self._held.append(layers)
         hidden, ffn = w.embedding.columns, max((layer.ffn.neurons(layer.matrices) for layer in w.layers), default=0)
-        given = _Decoder(
-            len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity, w.epsilon, w.scale, int(half), inputs, layers
-        )
-        given.embedding, given.head = _matrix(w.embedding), _matrix(w.head)
+        sizes = len(w.layers), hidden, w.heads, w.kv_heads, w.dim, ffn, w.embedding.rows, self.slots, self.capacity
+        given = _Decoder(*sizes, w.epsilon, w.scale, int(half), _bits(inputs), layers)
+        given.embedding, given.head = _matrix(w.embedding), _matrix(w.head, "head")
         given.norm, given.cosine, given.sine = self._floats(w.norm), self._floats(w.cosine), self._floats(w.sine)
         given.keys, given.values = address(self.keys), address(self.values)
         return given
@@ -204,7 +213,7 @@ class Decoder:
             setattr(given, name, None if floats is None else self._floats(floats))
         given.router = _matrix(layer.matrices["router"])
         for name in GATED:
-            every = (_Matrix * experts.count)(*(_matrix(layer.matrices[f"experts.{i}.{name}"]) for i in range(experts.count)))
+            every = (_Matrix * experts.count)(*(_matrix(layer.matrices[f"experts.{i}.{name}"], name) for i in range(experts.count)))
             self._held.append(every)
             setattr(given, name, every)
         self._held.append(given)
@@ -219,18 +228,30 @@ class Decoder:
 def multiply(matrix: Packed, x: Any, pool: Pool, inputs: Inputs = 32) -> Array:
     """x [n, columns] times the transposed matrix: [n, rows], float32. inputs: as for `Decoder`."""
     in_tiles(matrix, "matrix")
+    check_inputs(inputs)
     x = np.ascontiguousarray(x, np.float32)
     if x.ndim != 2 or x.shape[1] != matrix.columns:
         raise BadInput(f"inputs {list(x.shape)} do not fit {matrix.rows} x {matrix.columns} weights", expected=f"[n, {matrix.columns}]")
     out = room((len(x), -(-matrix.rows // ROWS) * ROWS))
     given = _matrix(matrix)
     pointers = ctypes.c_void_p(address(x)), ctypes.c_void_p(address(out))
-    _check(library().loaded().lissome_matrix_multiply(ctypes.byref(given), pool.handle, inputs, ctypes.c_int64(len(x)), *pointers), "lissome_matrix_multiply")
+    call = library().loaded().lissome_matrix_multiply
+    _check(call(ctypes.byref(given), pool.handle, _bits(inputs), ctypes.c_int64(len(x)), *pointers), "lissome_matrix_multiply")
     return out[:, : matrix.rows]
 
 
-def _matrix(packed: Packed) -> _Matrix:
-    return _Matrix(packed.rows, packed.columns, packed.bits, packed.group, address(packed.data))
+def check_inputs(inputs: Inputs) -> None:
+    """Raise BadInput for a way of rounding that is not offered."""
+    if inputs not in INPUTS_OFFERED:
+        raise BadInput(f"inputs of {inputs} bits are not offered", expected=", ".join(map(str, INPUTS_OFFERED)))
+
+
+def _bits(inputs: Inputs) -> int:
+    return 0 if inputs == "mixed" else inputs
+
+
+def _matrix(packed: Packed, name: str = "") -> _Matrix:
+    return _Matrix(packed.rows, packed.columns, packed.bits, packed.group, packed.inputs or RULE.get(name, 8), address(packed.data))
 
 
 def _states(states: Array, rows: int, hidden: int) -> Array:

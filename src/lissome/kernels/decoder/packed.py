@@ -20,6 +20,9 @@ GROUPS = (32, 64, 128)
 BLOCK = 64
 Bits = Literal[4, 8, 32]
 Layout = Literal["tiles", "neurons"]
+Rounding = Literal[8, 16, 32]
+ROUNDINGS: tuple[Rounding, ...] = (8, 16, 32)
+"""Bits that what a matrix multiplies may be rounded to where several rows share it; 32: not at all."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class Codes:
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix of `rows` x `columns` in the kernel's layout. data: bytes, uint8 [n], 64-byte aligned where they were made here."""
+    """A matrix of `rows` x `columns` in the kernel's layout. data: bytes, uint8 [n], 64-byte aligned where they were made here.
+
+    inputs: bits that what it multiplies may be rounded to, as measured for it; None: what the decoder's rule says of its place.
+    """
 
     data: Array
     rows: int
@@ -61,9 +67,12 @@ class Packed:
     bits: Bits
     group: int
     layout: Layout = "tiles"
+    inputs: Rounding | None = None
 
     def __post_init__(self) -> None:
         hold(self, "data")
+        if self.inputs is not None and self.inputs not in ROUNDINGS:
+            raise BadInput(f"inputs of {self.inputs} bits are not offered", expected="8, 16 or 32")
         expected = packed_bytes(self.rows, self.columns, self.bits, self.group, self.layout)
         if self.data.dtype != np.uint8 or self.data.size != expected:
             raise BadInput(f"{self.data.size:,} bytes cannot be {self.rows} x {self.columns} weights of {self.bits} bits", expected=f"{expected:,} bytes")
@@ -171,7 +180,8 @@ def chosen_rows(packed: Packed, rows: Any) -> Packed:
     at = place.reshape(-1) * ROWS + rows % ROWS
     if not isinstance(found, Codes):
         return pack(found[at])
-    return pack(Codes(found.codes[at], found.scale[at], found.offset[at]))
+    made = pack(Codes(found.codes[at], found.scale[at], found.offset[at]))
+    return dataclasses.replace(made, inputs=packed.inputs)
 
 
 def _tiled(weights: Array) -> Array:

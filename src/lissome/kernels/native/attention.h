@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-enum { LISSOME_TILE = 64, LISSOME_DIM_MAX = 256, LISSOME_VERSION = 4 };
+enum { LISSOME_TILE = 64, LISSOME_DIM_MAX = 256, LISSOME_VERSION = 5 };
 
 // [batch, heads, rows, width]; strides in elements, the last dimension is contiguous.
 typedef struct {

@@ -4,6 +4,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -29,10 +30,12 @@ struct lissome_pool {
 
 namespace {
 
+bool sensible_bits(int32_t inputs) { return inputs == 8 || inputs == 16 || inputs == 32; }
+
 bool sensible(const lissome_matrix &m, int64_t rows, int64_t columns) {
     const bool coded = m.bits == 4 || m.bits == 8;
     const bool group = m.group == 32 || (coded && (m.group == 64 || m.group == 128));
-    return m.data && m.rows == rows && m.columns == columns && rows > 0 && columns > 0 && group && columns % m.group == 0 && (coded || m.bits == 32);
+    return m.data && sensible_bits(m.inputs) && m.rows == rows && m.columns == columns && rows > 0 && columns > 0 && group && columns % m.group == 0 && (coded || m.bits == 32);
 }
 
 bool gated(const lissome_decoder &d, const lissome_matrix &gate, const lissome_matrix &up, const lissome_matrix &down) {
@@ -57,10 +60,8 @@ bool sensible_ffn(const lissome_decoder &d, const lissome_layer &l) {
     return !l.gate.data || gated(d, l.gate, l.up, l.down);
 }
 
-bool sensible_inputs(int32_t bits) { return bits == 8 || bits == 16 || bits == 32; }
-
 bool sensible(const lissome_decoder &d) {
-    if (!sensible_inputs(d.inputs)) return false;
+    if (d.inputs && !sensible_bits(d.inputs)) return false;
     if (d.layers < 0 || d.heads < 1 || d.kv_heads < 1 || d.heads % d.kv_heads || d.dim < 16 || d.dim % 16 || d.dim > LISSOME_DIM_MAX || d.slots < 1 ||
         d.capacity < 1 || !d.keys || !d.values)
         return false;
@@ -111,10 +112,10 @@ int lissome_decoder_step(const lissome_decoder *decoder, lissome_pool *pool, int
 }
 
 int lissome_matrix_multiply(const lissome_matrix *matrix, lissome_pool *pool, int32_t inputs, int64_t n, const float *x, float *y) {
-    if (!sensible(*matrix, matrix->rows, matrix->columns) || !sensible_inputs(inputs) || n < 0) return 1;
+    if (!sensible(*matrix, matrix->rows, matrix->columns) || (inputs && !sensible_bits(inputs)) || n < 0) return 1;
     const std::lock_guard<std::mutex> alone(pool->calls);
     try {
-        if (n) AS_HERE(multiply(*matrix, pool->team, inputs, n, x, y));
+        if (n) AS_HERE(multiply(*matrix, pool->team, inputs ? inputs : matrix->inputs, n, x, y));
     } catch (const std::bad_alloc &) {
         return 2;
     }

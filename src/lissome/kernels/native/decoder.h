@@ -38,7 +38,7 @@ typedef struct {
     int64_t slots, capacity;  // sequences that are kept, and tokens of each
     float epsilon, scale;     // of the norms; of the attention scores
     int32_t half;             // keys and values: 0 float32, 1 bfloat16
-    int32_t inputs;           // bits that the inputs of products may be rounded to where several rows share the weights: 8, 16, or 32 for none
+    int32_t inputs;           // 8, 16, 32: of all matrices, whatever each says; 0: what each says
     const lissome_layer *layer;
     lissome_matrix embedding, head;
     const float *norm;        // [hidden], before the head

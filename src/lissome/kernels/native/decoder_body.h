@@ -20,27 +20,64 @@ struct Step {
     float *sums;                    // [threads, sums_each]
     float *panels;                  // [threads, DEEP * 64]
     char *tiles;                    // [threads, attention_scratch()]
-    char *inputs;                   // [threads, inputs_each]: rounded ones
+    char *inputs;                   // [threads, inputs_each]: rounded by a thread for itself
+    char *kept[2][KINDS];           // rounded once for all threads, where any matrix reads them: what norms and heads give, what neurons give
     long sums_each, scores_each, inputs_each;
     std::vector<Look> looks;        // of single rows
     std::vector<Place> shares;      // of these, for each thread
     FfnRoom *ffn;
 };
 
+enum Kept { OUTER, INNER, OWN };  // where a product's rounded inputs are: in Step.kept, or nowhere yet
+
 INLINE long share(long whole, int thread, int threads) { return whole * thread / threads; }
 
-// out [rows, ldo] = x W^T for this thread's tiles.
-static void times(const Step &s, int thread, const lissome_matrix &m, long rows, const float *x, long ldx, float *out, long ldo) {
-    const long tiles = tiles_of(m), begin = share(tiles, thread, s.pool.size()), end = share(tiles, thread + 1, s.pool.size());
-    if (rounds(m, s.d.inputs, rows)) return rounding(m, s.d.inputs, begin, end, rows, x, ldx, out, ldo, s.inputs + thread * s.inputs_each);
+// The first tile of a thread. Two tiles, 32 rows, are a block of the next product's inputs: they stay together.
+INLINE long first_tile(const lissome_matrix &m, int thread, int threads) {
+    const long tiles = tiles_of(m), first = 2 * share((tiles + 1) / 2, thread, threads);
+    return first < tiles ? first : tiles;
+}
+
+INLINE int inputs_of(const Step &s, const lissome_matrix &m) { return s.d.inputs ? s.d.inputs : m.inputs; }
+
+// The rounded rows that `m` reads.
+INLINE Rounded kept_for(const Step &s, const lissome_matrix &m, Kept where, long rows) {
+    const int kind = kind_of(inputs_of(s, m), m);
+    return rounded_at(s.kept[where][kind], kind, rows, m.columns);
+}
+
+// Rows [begin, end) of x, rounded for those of the matrices that want it: each kind once.
+static void keep(const Step &s, std::initializer_list<const lissome_matrix *> readers, Kept where, long rows, const float *x, long ldx, long begin, long end) {
+    bool done[KINDS] = {};
+    for (const lissome_matrix *m : readers) {
+        if (!m->data || !rounds(*m, inputs_of(s, *m), rows) || done[kind_of(inputs_of(s, *m), *m)]) continue;
+        done[kind_of(inputs_of(s, *m), *m)] = true;
+        rows_rounded(kept_for(s, *m, where, rows), x, ldx, begin, end, 0, m->columns);
+    }
+}
+
+// out [rows, ldo] = x W^T for this thread's tiles. where: x is kept there, if it is to be rounded.
+static void times(const Step &s, int thread, const lissome_matrix &m, long rows, const float *x, long ldx, float *out, long ldo, Kept where) {
+    const long begin = first_tile(m, thread, s.pool.size()), end = first_tile(m, thread + 1, s.pool.size());
+    const int inputs = inputs_of(s, m);
+    if (rounds(m, inputs, rows)) {
+        if (where != OWN) return integers(m, begin, end, kept_for(s, m, where, rows), out, ldo);
+        for (long first = 0; first < rows && begin < end; first += BLOCK_ROWS) {
+            const long count = rows - first < BLOCK_ROWS ? rows - first : BLOCK_ROWS;
+            const Rounded own = rounded_at(s.inputs + thread * s.inputs_each, kind_of(inputs, m), count, m.columns);
+            rows_rounded(own, x + first * ldx, ldx, 0, count, 0, m.columns);
+            integers(m, begin, end, own, out + first * ldo, ldo);
+        }
+        return;
+    }
     if (rows > FEW) return many(m, begin, end, rows, x, ldx, out, ldo, s.panels + thread * DEEP * 64);
     float *sums = s.sums + thread * s.sums_each;
     if (m.bits != 32) block_sums(x, ldx, rows, m.columns, sums);
     few(m, begin, end, rows, x, ldx, sums, out, ldo);
 }
 
-// state += added (where there is any), normed = state / rms(state) * weight (Zhang and Sennrich 2019), for this thread's rows.
-static void norm(const Step &s, int thread, const float *weight, bool add) {
+// state += added (where there is any), normed = state / rms(state) * weight (Zhang and Sennrich 2019), for this thread's rows, kept for who reads them.
+static void norm(const Step &s, int thread, const float *weight, bool add, std::initializer_list<const lissome_matrix *> readers) {
     const long hidden = s.d.hidden;
     for (long r = share(s.rows, thread, s.pool.size()); r < share(s.rows, thread + 1, s.pool.size()); r++) {
         float *state = s.state + r * s.wide, *normed = s.normed + r * s.wide;
@@ -60,6 +97,7 @@ static void norm(const Step &s, int thread, const float *weight, bool add) {
         }
         const float inverse = (float)(1 / std::sqrt(squares / hidden + s.d.epsilon));
         for (long i = 0; i < hidden; i++) normed[i] = state[i] * inverse * weight[i];
+        keep(s, readers, OUTER, s.rows, s.normed, s.wide, r, r + 1);
     }
 }
 
@@ -129,10 +167,11 @@ static void left(const Step &s, int thread) {
         for (long i = 0; i < hidden; i++) s.given.end[r * hidden + i] = s.state[r * s.wide + i] + (s.d.layers ? s.added[r * s.wide + i] : 0.f);
 }
 
-// Rows that are wanted, one after the other: into `normed`.
-static void picked(const Step &s, float *into) {
-    for (long i = 0; i < s.given.wanted; i++)
-        __builtin_memcpy(into + i * s.d.hidden, s.normed + s.given.which[i] * s.wide, sizeof(float) * s.d.hidden);
+// This thread's part of the rows that are wanted, one after the other.
+static void picked(const Step &s, int thread, float *into) {
+    const long wanted = s.given.wanted, begin = share(wanted, thread, s.pool.size()), end = share(wanted, thread + 1, s.pool.size());
+    for (long i = begin; i < end; i++) __builtin_memcpy(into + i * s.d.hidden, s.normed + s.given.which[i] * s.wide, sizeof(float) * s.d.hidden);
+    keep(s, {&s.d.head}, OUTER, wanted, into, s.d.hidden, begin, end);
 }
 
 static void stages(Step &s, int thread, const std::vector<Run> &runs, const std::vector<std::unique_ptr<Causal>> &causal, float *last, float *logits, long ldl) {
@@ -142,11 +181,11 @@ static void stages(Step &s, int thread, const std::vector<Run> &runs, const std:
     embedded(s, thread);
     for (long at = 0; at < d.layers; at++) {
         const lissome_layer &l = d.layer[at];
-        norm(s, thread, l.attention_norm, at > 0);
+        norm(s, thread, l.attention_norm, at > 0, {&l.q, &l.k, &l.v});
         s.pool.barrier();
-        times(s, thread, l.q, s.rows, s.normed, s.wide, s.q, s.q_wide);
-        times(s, thread, l.k, s.rows, s.normed, s.wide, s.k, s.kv_wide);
-        times(s, thread, l.v, s.rows, s.normed, s.wide, s.v, s.kv_wide);
+        times(s, thread, l.q, s.rows, s.normed, s.wide, s.q, s.q_wide, OUTER);
+        times(s, thread, l.k, s.rows, s.normed, s.wide, s.k, s.kv_wide, OUTER);
+        times(s, thread, l.v, s.rows, s.normed, s.wide, s.v, s.kv_wide, OUTER);
         s.pool.barrier();
         remembered(s, thread, at);
         s.pool.barrier();
@@ -159,20 +198,24 @@ static void stages(Step &s, int thread, const std::vector<Run> &runs, const std:
             looked_together(s, thread);
             s.pool.barrier();
         }
-        times(s, thread, l.o, s.rows, s.seen, s.q_wide, s.added, s.wide);
+        if (rounds(l.o, inputs_of(s, l.o), s.rows)) {
+            keep(s, {&l.o}, OUTER, s.rows, s.seen, s.q_wide, share(s.rows, thread, s.pool.size()), share(s.rows, thread + 1, s.pool.size()));
+            s.pool.barrier();
+        }
+        times(s, thread, l.o, s.rows, s.seen, s.q_wide, s.added, s.wide, OUTER);
         s.pool.barrier();
-        norm(s, thread, l.ffn_norm, true);
+        norm(s, thread, l.ffn_norm, true, {&l.gate, l.ffn == LISSOME_GATE_FIRST ? &l.gate : &l.up});
         s.pool.barrier();
         ffn(s, thread, l);
         s.pool.barrier();
     }
     if (s.given.end) left(s, thread);
     if (!s.given.wanted) return;
-    norm(s, thread, d.norm, d.layers > 0);
+    norm(s, thread, d.norm, d.layers > 0, {});
     s.pool.barrier();
-    if (thread == 0) picked(s, last);
+    picked(s, thread, last);
     s.pool.barrier();
-    times(s, thread, d.head, s.given.wanted, last, d.hidden, logits, ldl);
+    times(s, thread, d.head, s.given.wanted, last, d.hidden, logits, ldl, OUTER);
 }
 
 struct Room {
@@ -186,6 +229,22 @@ struct Room {
 
 INLINE long up_to(long width, long whole) { return (width + whole - 1) / whole * whole; }
 
+// Bytes of rounded inputs of each kind that some matrix reads: [2, KINDS].
+static void kept_bytes(const Step &s, long outer, long inner, long (*bytes)[KINDS]) {
+    const auto read = [&](const lissome_matrix &m, Kept where, long rows) {
+        if (!m.data || !rounds(m, inputs_of(s, m), rows)) return;
+        const int kind = kind_of(inputs_of(s, m), m);
+        const long wanted = rounded_bytes(kind, rows, where == INNER ? inner : outer);
+        if (wanted > bytes[where][kind]) bytes[where][kind] = wanted;
+    };
+    for (long i = 0; i < s.d.layers; i++) {
+        const lissome_layer &l = s.d.layer[i];
+        for (const lissome_matrix *m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up}) read(*m, OUTER, s.rows);
+        if (l.ffn == LISSOME_GATED) read(l.down, INNER, s.rows);
+    }
+    read(s.d.head, OUTER, s.given.wanted);
+}
+
 static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     const long rows = given.count, threads = pool.size(), vocabulary = up_to(d.head.rows, LISSOME_ROWS), group = d.heads / d.kv_heads;
     Step s{d, pool, given};
@@ -193,7 +252,11 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
     const long widest = s.wide > s.ffn_wide ? (s.wide > s.q_wide ? s.wide : s.q_wide) : (s.ffn_wide > s.q_wide ? s.ffn_wide : s.q_wide);
     s.sums_each = FEW * widest / LISSOME_GROUP_MIN + 16;
     s.scores_each = up_to(HEADS_TOGETHER * (d.capacity + WIDTH + d.dim), 16);
-    s.inputs_each = up_to(rounded_bytes(widest), 64);
+    s.inputs_each = WIDTH == 16 ? rounded_bytes(1, BLOCK_ROWS, widest) : 0;
+    long kept[2][KINDS] = {}, rounded = 0;
+    kept_bytes(s, s.wide > s.q_wide ? s.wide : s.q_wide, s.ffn_wide, kept);
+    for (const auto &one : kept)
+        for (long bytes : one) rounded += bytes;
     const bool padded = vocabulary != d.head.rows;
     struct Part {
         float **at;
@@ -219,10 +282,13 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
                 for (int64_t h = 0; h < d.kv_heads; h++) s.looks.push_back({r, h, given.position[r] + 1});
         }
     s.shares = shares_of(s.looks, (int)threads, SHARED_KEYS);
-    const Room room(floats * sizeof(float)), tiles(by_tiles ? threads * up_to(attention_scratch(), 64) : 64), inputs(threads * s.inputs_each + 64);
+    const Room room(floats * sizeof(float)), tiles(by_tiles ? threads * up_to(attention_scratch(), 64) : 64), inputs(threads * s.inputs_each + rounded + 64);
     float *at = (float *)room.at;
     for (const Part &part : parts) *part.at = at, at += up_to(part.floats, 16);
     s.tiles = (char *)tiles.at, s.inputs = (char *)inputs.at;
+    char *next = s.inputs + threads * s.inputs_each;
+    for (int where : {OUTER, INNER})
+        for (int kind = 0; kind < KINDS; kind++) s.kept[where][kind] = next, next += kept[where][kind];
     FfnRoom ffn_room(d, rows, threads, s.wide, s.ffn_wide);
     s.ffn = &ffn_room;
     float *to = padded ? logits : given.logits;
@@ -231,12 +297,19 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
 }
 
 static void multiply(const lissome_matrix &m, Pool &pool, int inputs, long n, const float *x, float *y) {
-    const long threads = pool.size(), blocks = m.columns / LISSOME_GROUP_MIN, wide = up_to(m.rows, LISSOME_ROWS), rounded = up_to(rounded_bytes(m.columns), 64);
-    const Room room(sizeof(float) * threads * (DEEP * 64 + FEW * blocks)), codes(threads * rounded + 64);
+    const long threads = pool.size(), blocks = m.columns / LISSOME_GROUP_MIN, wide = up_to(m.rows, LISSOME_ROWS);
+    const int kind = kind_of(inputs, m);
+    const bool rounded = rounds(m, inputs, n);
+    const Room room(sizeof(float) * threads * (DEEP * 64 + FEW * blocks)), codes(rounded ? rounded_bytes(kind, n, m.columns) : 64);
+    const Rounded given = rounded_at((char *)codes.at, kind, n, m.columns);
     pool.run([&](int thread) {
-        const long tiles = tiles_of(m), begin = share(tiles, thread, threads), end = share(tiles, thread + 1, threads);
+        const long begin = first_tile(m, thread, threads), end = first_tile(m, thread + 1, threads);
         float *panel = (float *)room.at + thread * (DEEP * 64 + FEW * blocks), *sums = panel + DEEP * 64;
-        if (rounds(m, inputs, n)) return rounding(m, inputs, begin, end, n, x, m.columns, y, wide, (char *)codes.at + thread * rounded);
+        if (rounded) {
+            rows_rounded(given, x, m.columns, share(n, thread, threads), share(n, thread + 1, threads), 0, m.columns);
+            pool.barrier();
+            return integers(m, begin, end, given, y, wide);
+        }
         if (n > FEW) return many(m, begin, end, n, x, m.columns, y, wide, panel);
         if (m.bits != 32) block_sums(x, m.columns, n, m.columns, sums);
         few(m, begin, end, n, x, m.columns, sums, y, wide);

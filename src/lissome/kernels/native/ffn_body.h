@@ -38,32 +38,7 @@ struct FfnRoom {
     }
 };
 
-INLINE vf activated(vf x, int kind) {
-    if (kind == LISSOME_SILU) {
-        const vf bounded = x < -80.f ? splat(-80.f) : x;  // exp(80) is still a float; silu(-80) is 0 to all digits
-        return bounded / (1.f + exponential(-bounded));
-    }
-    const vf zero = {}, positive = x < 0.f ? zero : x;  // a NaN stays one
-    return kind == LISSOME_RELU ? positive : positive * positive;
-}
-
-// gate = act(gate) * up for neurons [begin, end), multiples of 16; without `up`, act(gate).
-static void activate(float *gate, const float *up, long rows, long ld, long begin, long end, int kind) {
-    for (long r = 0; r < rows; r++)
-        for (long i = r * ld + begin; i < r * ld + end; i += WIDTH) {
-            const vf active = activated(load(gate + i), kind);
-            store(gate + i, up ? active * load(up + i) : active);
-        }
-}
-
-struct Span {
-    long begin, end;
-};
-
-// Rows of the tiles of `m` that `times` gives this thread.
-static Span own(const Step &s, int thread, const lissome_matrix &m) {
-    return {share(tiles_of(m), thread, s.pool.size()) * LISSOME_ROWS, share(tiles_of(m), thread + 1, s.pool.size()) * LISSOME_ROWS};
-}
+#include "gated_body.h"
 
 INLINE bool says(float activation, float threshold) { return !(__builtin_fabsf(activation) <= threshold); }  // a NaN is heard
 
@@ -261,8 +236,8 @@ static void silenced(const Step &s, const lissome_layer &l, Span mine) {
 static void sparse(const Step &s, int thread, const lissome_layer &l) {
     const lissome_matrix &first = l.ffn == LISSOME_PLAIN ? l.up : l.gate;
     const Span mine = own(s, thread, first);
-    times(s, thread, first, s.rows, s.normed, s.wide, s.gate, s.ffn_wide);
-    if (l.ffn == LISSOME_PRODUCT) times(s, thread, l.up, s.rows, s.normed, s.wide, s.up, s.ffn_wide);
+    times(s, thread, first, s.rows, s.normed, s.wide, s.gate, s.ffn_wide, OUTER);
+    if (l.ffn == LISSOME_PRODUCT) times(s, thread, l.up, s.rows, s.normed, s.wide, s.up, s.ffn_wide, OUTER);
     activate(s.gate, l.ffn == LISSOME_PRODUCT ? s.up : nullptr, s.rows, s.ffn_wide, mine.begin, mine.end, l.activation);
     if (s.rows > FEW) {
         if (l.ffn == LISSOME_GATE_FIRST) up_by_panels(s, thread, l.up, mine);
@@ -345,23 +320,23 @@ static void experts(const Step &s, int thread, const lissome_layer &l) {
     for (long i = 0; i < e.count; i++) {
         const long from = f.begin[i], count = f.begin[i + 1] - from;
         if (!count) continue;
-        times(s, thread, e.gate[i], count, f.sorted + from * s.wide, s.wide, f.gate + from * f.inner, f.inner);
-        times(s, thread, e.up[i], count, f.sorted + from * s.wide, s.wide, f.up + from * f.inner, f.inner);
+        times(s, thread, e.gate[i], count, f.sorted + from * s.wide, s.wide, f.gate + from * f.inner, f.inner, OWN);
+        times(s, thread, e.up[i], count, f.sorted + from * s.wide, s.wide, f.up + from * f.inner, f.inner, OWN);
         const Span mine = own(s, thread, e.gate[i]);
         activate(f.gate + from * f.inner, f.up + from * f.inner, count, f.inner, mine.begin, mine.end, l.activation);
     }
     if (shared) {
-        times(s, thread, l.gate, s.rows, s.normed, s.wide, s.gate, s.ffn_wide);
-        times(s, thread, l.up, s.rows, s.normed, s.wide, s.up, s.ffn_wide);
+        times(s, thread, l.gate, s.rows, s.normed, s.wide, s.gate, s.ffn_wide, OUTER);
+        times(s, thread, l.up, s.rows, s.normed, s.wide, s.up, s.ffn_wide, OUTER);
         const Span mine = own(s, thread, l.gate);
         activate(s.gate, s.up, s.rows, s.ffn_wide, mine.begin, mine.end, l.activation);
     }
     s.pool.barrier();
     for (long i = 0; i < e.count; i++) {
         const long from = f.begin[i], count = f.begin[i + 1] - from;
-        if (count) times(s, thread, e.down[i], count, f.gate + from * f.inner, f.inner, f.out + from * s.wide, s.wide);
+        if (count) times(s, thread, e.down[i], count, f.gate + from * f.inner, f.inner, f.out + from * s.wide, s.wide, OWN);
     }
-    if (shared) times(s, thread, l.down, s.rows, s.gate, s.ffn_wide, s.added, s.wide);
+    if (shared) times(s, thread, l.down, s.rows, s.gate, s.ffn_wide, s.added, s.wide, OWN);
     const Span mine = own(s, thread, e.down[0]);  // the columns that this thread has just computed, of every expert
     for (long r = 0; r < s.rows; r++)
         for (long i = mine.begin; i < mine.end; i += WIDTH) {
@@ -376,11 +351,6 @@ static void experts(const Step &s, int thread, const lissome_layer &l) {
 static void ffn(const Step &s, int thread, const lissome_layer &l) {
     if (l.ffn == LISSOME_EXPERTS) return experts(s, thread, l);
     if (l.ffn != LISSOME_GATED) return sparse(s, thread, l);
-    const Span mine = own(s, thread, l.gate);
-    times(s, thread, l.gate, s.rows, s.normed, s.wide, s.gate, s.ffn_wide);
-    times(s, thread, l.up, s.rows, s.normed, s.wide, s.up, s.ffn_wide);
-    activate(s.gate, s.up, s.rows, s.ffn_wide, mine.begin, mine.end, l.activation);
-    s.pool.barrier();
-    times(s, thread, l.down, s.rows, s.gate, s.ffn_wide, s.added, s.wide);
+    gated(s, thread, l);
 }
 #undef BY_BITS

@@ -16,6 +16,7 @@ enum { LISSOME_ROWS = 16, LISSOME_GROUP_MIN = 32 };
 typedef struct {
     int64_t rows, columns;
     int32_t bits, group;
+    int32_t inputs;  // bits that its inputs may be rounded to where several rows share the weights: 8, 16, or 32 for none
     const void *data;
 } lissome_matrix;
 

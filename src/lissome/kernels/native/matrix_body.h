@@ -1,5 +1,5 @@
 // Products with the matrices of matrix.h, compiled once for each instruction set. Codes are widened in registers and multiplied with float32 inputs: nothing
-// but the weights themselves is rounded. Where several inputs share the weights, they may be rounded too (matrix_rounded.h).
+// but the weights themselves is rounded. Where several inputs share the weights, they may be rounded too (matrix_rounded.h, matrix_integers.h).
 #include "vector_body.h"
 
 constexpr long PARTS = LISSOME_ROWS / WIDTH;  // vectors that hold one number of each row of a tile
@@ -179,13 +179,7 @@ static void row_of(const lissome_matrix &m, long row, float *out) {
     }
 }
 
-constexpr long BLOCK_ROWS = 128;  // inputs that are rounded, and multiplied with all tiles, before the next
-
-// Bytes of rounded inputs, and of their scales.
-INLINE long rounded_bytes(long columns) { return WIDTH == 16 ? BLOCK_ROWS * columns / LISSOME_GROUP_MIN * (64 + 8) : 0; }
-
-// Whether products of `count` inputs with this matrix round them to `inputs` bits here; two of 16 bits are no faster than floats, as measured.
-INLINE bool rounds(const lissome_matrix &m, int inputs, long count) { return WIDTH == 16 && isa() == VNNI && m.bits != 32 && inputs != 32 && count > (inputs == 8 ? 1 : 2); }
+#include "matrix_rounded.h"
 
 #if WIDTH == 16
 #ifdef __clang__
@@ -194,17 +188,28 @@ INLINE bool rounds(const lissome_matrix &m, int inputs, long count) { return WID
 #pragma GCC push_options
 #pragma GCC target("avx512vnni")
 #endif
-#include "matrix_rounded.h"
-// `inputs`: 8 or 16.
-static void rounding(const lissome_matrix &m, int inputs, long begin, long end, long count, const float *x, long ldx, float *out, long ldo, void *room) {
-    if (inputs == 8) (m.bits == 4 ? rounded_times<8, 4> : rounded_times<8, 8>)(m, begin, end, count, x, ldx, out, ldo, room);
-    else (m.bits == 4 ? rounded_times<16, 4> : rounded_times<16, 8>)(m, begin, end, count, x, ldx, out, ldo, room);
-}
+#include "matrix_integers.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
+INLINE void two_tiles(const lissome_matrix &m, long tile, long tiles, const Rounded &x, long part, float *y) {
+    if (x.inputs == 8) return (m.bits == 4 ? pair_times<8, 4> : pair_times<8, 8>)(m, tile, tiles, x, part, y);
+    (m.bits == 4 ? pair_times<16, 4> : pair_times<16, 8>)(m, tile, tiles, x, part, y);
+}
+
+// out [rows, ldo]: tiles [begin, end) times all rows.
+static void integers(const lissome_matrix &m, long begin, long end, const Rounded &x, float *out, long ldo) {
+    alignas(64) float y[BLOCK_ROWS * PAIR];
+    for (long part = 0; part < x.rows; part += BLOCK_ROWS)
+        for (long tile = begin; tile < end; tile += 2) {
+            const long tiles = end - tile < 2 ? 1 : 2;
+            two_tiles(m, tile, tiles, x, part, y);
+            for (long n = 0; n < part_rows(x, part); n++)
+                for (long t = 0; t < tiles; t++) store(out + (part + n) * ldo + (tile + t) * LISSOME_ROWS, load(y + n * PAIR + t * LISSOME_ROWS));
+        }
+}
 #else
-static void rounding(const lissome_matrix &, int, long, long, long, const float *, long, float *, long, void *) {}
+static void integers(const lissome_matrix &, long, long, const Rounded &, float *, long) {}
 #endif

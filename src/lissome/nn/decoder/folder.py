@@ -30,13 +30,14 @@ ATTENTION = ("q", "k", "v", "o")
 
 
 class Matrix(Config):
-    """Shape and codes of one matrix."""
+    """Shape and codes of one matrix. inputs: bits that what it multiplies may be rounded to, None where that was not measured."""
 
     rows: int
     columns: int
     bits: int
     group: int
     layout: Literal["tiles", "neurons"] = "tiles"
+    inputs: Literal[8, 16, 32] | None = None
 
 
 class About(Config):
@@ -70,7 +71,8 @@ def save_decoder(weights: Weights, folder: Path, tokenizer: Tokenizer, about: Ab
     for at, layer in enumerate(weights.layers):
         packed |= {f"layers.{at}.{name}": one for name, one in layer.matrices.items()}
         tensors |= {f"layers.{at}.{name}": getattr(layer, name) for name in ("attention_norm", "ffn_norm")} | tensors_of(layer.ffn, f"layers.{at}.")
-    matrices = {name: Matrix(rows=one.rows, columns=one.columns, bits=one.bits, group=one.group, layout=one.layout) for name, one in packed.items()}
+    told = ("rows", "columns", "bits", "group", "layout", "inputs")
+    matrices = {name: Matrix(**{field: getattr(one, field) for field in told}) for name, one in packed.items()}
     plain = {name: getattr(weights, name) for name in ("heads", "kv_heads", "dim", "epsilon", "scale")}
     ffn = tuple(record_of(layer.ffn) for layer in weights.layers)
     ffn = () if set(ffn) <= {FfnRecord()} else ffn
