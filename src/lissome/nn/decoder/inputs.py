@@ -33,8 +33,8 @@ ISA = "avx512-vnni"
 def measured_inputs(weights: Weights, windows: Any, most: float = MOST, threads: int = 1, progress: Progress | None = None) -> Weights:
     """The weights, of which each says to how many bits its inputs are rounded: 8, and 16 where all with 8 cost more than `most`.
 
-    windows: token ids [windows, length], of numpy or torch. What costs most for each of its weights gets 16 bits first. Where the processor never rounds, nothing can be
-    measured, and the weights come back as they are: the decoder's rule holds.
+    windows: token ids [windows, length], of numpy or torch. What costs most for each of its weights gets 16 bits first. Where the processor never rounds,
+    nothing can be measured, and the weights come back as they are: the decoder's rule holds.
     """
     if library().isa != ISA:
         return weights
