@@ -66,6 +66,11 @@ class Mapped:
         start = address(values) - self.address
         return (start, start + values.nbytes) if 0 <= start < self.size else None
 
+    def check(self) -> None:
+        """Raise BadModel where the file has become shorter since it was opened: to touch what was cut off would end the process."""
+        if self._map is not None and self._map.size() < self.size:
+            raise BadModel("it can no longer be read: it has become shorter", where=str(self.path), do="check that nothing changes the file")
+
     def load(self, spans: Iterable[Span]) -> None:
         """Have these bytes in memory. Raises BadModel where the file has become shorter since it was opened, or the disk cannot be read."""
         for start, end in spans:

@@ -185,6 +185,7 @@ class Streamed:
         return size / max(read, 1e-9), size / max(computed, 1e-9)
 
     def _sweep(self, tokens: Array, slots: Array, positions: Array, wanted: Array, logits: Array, into: Array) -> None:
+        self.mapped.check()  # the first unit was read ahead, at the end of the step before
         states = self._embedded(tokens, slots, positions)
         last = states
         for at, (unit, part) in enumerate(zip(self.units, self.parts, strict=True)):
