@@ -147,7 +147,7 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
         except LissomeError as error:  # a pass that fails leaves the model as it was, and the climb goes on
             bench.progress.say(f"{rung.name} failed and was left out: {error.what}")
             continue
-        measure_rows(bench, [rows[0], *new], rows[0])
+        measure_rows(bench, [rows[0], *new], rows[0], shrink.CHECK_ROUNDS)  # as a plan was timed: a wider interval would refuse what it promised
         rows += new
         finalists(bench, rows)
         remember(bench, new)

@@ -196,12 +196,12 @@ def _layers(bench: Bench, option: Option, form: Path) -> dict[str, np.ndarray]:
             return {name: file[str(i)] for i, name in enumerate(names)}
 
 
-def measure_rows(bench: Bench, rows: Sequence[Row], original: Row) -> None:
+def measure_rows(bench: Bench, rows: Sequence[Row], original: Row, rounds: int = ROUNDS) -> None:
     """Time all rows that work so far against the original."""
     waiting = [row for row in rows if row.trouble is None and row is not original]
     if not waiting and original.result is not None:
         return
-    first, *pairs = side_by_side(bench, [original, *waiting])
+    first, *pairs = side_by_side(bench, [original, *waiting], rounds)
     original.noise = pairs[-1].noise if pairs else first.noise
     original.result = original.original = original.result or first.own
     for row, pair in zip(waiting, pairs, strict=True):
