@@ -8,7 +8,7 @@ each of eight sequences, write 16 in all of them at once. Figures are medians ov
 llama.cpp, and batch_gain is one way's batch over its own single sequence. The wall is the bandwidth of reading memory, measured in every round by summing
 floats that no cache holds, over the bytes that a token must read: matrices, and the keys and values before it. llama.cpp runs where --llama or LISSOME_LLAMA
 names an interpreter with llama-cpp-python; else its row says "not installed". Part "perplexity" holds the exact same texts (this project's own docs) against
-the dequantised weights in transformers, for inputs rounded as lissome does by itself and to 8, 16 and 32 bits. Needs about 4 GB of memory and eight minutes.
+the dequantised weights in transformers, for inputs rounded as lissome does by itself and to 8, 16 and 32 bits. Needs about 4 GB of memory and ten minutes.
 
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "threads": int, "bandwidth": figure (GB/s),
 "rows": [{"name": str, "trouble": str | null, "load_s": float, "memory_mb": float, "memory_ratio": float | null, "prefill_1024", "decode_64", "decode_1024",
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--windows", type=int, default=60)
     parser.add_argument("--window", type=int, default=512)
     given = parser.parse_args()
     publish(given, functools.partial(run, given), table)
