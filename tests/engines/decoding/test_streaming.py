@@ -163,6 +163,15 @@ def test_a_prediction_is_an_estimate(folder):
     assert isinstance(streamed(folder, 0).streamed, Streamed)
 
 
+@pytest.mark.parametrize(("processors", "from_disk", "times"), [(2, False, 1.5), (3, False, 1.0), (2, True, 1.0), (1, True, 1.5)])
+def test_reading_from_memory_takes_a_processor_and_reading_from_the_disk_waits(folder, monkeypatch, processors, from_disk, times):
+    found = streamed(folder, 0).streamed
+    found.kept, found.threads = 0, 2
+    monkeypatch.setattr(found, "measured", lambda _: (2.0, 1.0))  # bytes a second
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    assert found.predicted(from_disk).value == pytest.approx(times * sum(unit.size for unit in found.units))
+
+
 CHILD = """
 import json, sys
 import numpy as np

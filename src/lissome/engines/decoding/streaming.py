@@ -125,7 +125,7 @@ class Streamed:
         can_stream()
         self.mapped, self.units = mapped, units_of(weights, mapped)
         self.plan = plan(budget, weights, self.units, slots, capacity, threads)
-        self.kept = self.plan.kept
+        self.kept, self.threads = self.plan.kept, threads
         self.weights = _apart(weights, self.plan.capacity)
         self.whole = Decoder(self.weights, slots, self.plan.capacity, Pool(threads), inputs=inputs)
         self.parts = [self._part(unit) for unit in self.units]
@@ -149,21 +149,26 @@ class Streamed:
         """Seconds for a token of one sequence, estimated from the measured speed of reading some units and of computing on them.
 
         from_disk: read the units from the disk, as where the file does not fit into the memory that is free (the default then); else from wherever the system
-        has them. With a processor to spare, reading goes on while computing; without, one waits for the other.
+        has them. Reading from the disk goes on while computing, as it waits most of the time, if there are two processors; reading from memory is work for
+        a processor, and goes on beside only where one has no thread of the kernel's.
         """
+        from_disk = self._beyond_memory() if from_disk is None else from_disk
         read, compute = self.measured(from_disk)
-        side_by_side = len(os.sched_getaffinity(0)) > 1
+        side_by_side = len(os.sched_getaffinity(0)) > (1 if from_disk else self.threads)
         total = 0.0
         for at, unit in enumerate(self.units):
             reading, computing = (0.0 if at < self.kept else unit.size / read), unit.size / compute
             total += max(reading, computing) if side_by_side else reading + computing
         return Measurement("predicted_s_per_token", total, total, total, "s", SAMPLES, "estimated", identify().fingerprint)
 
-    def measured(self, from_disk: bool | None = None) -> tuple[float, float]:
-        """Bytes a second of reading units from this file, and of computing one row with them (place 0 of the first sequence is used, then written anew)."""
+    def _beyond_memory(self) -> bool:
         import psutil
 
-        from_disk = self.mapped.size > psutil.virtual_memory().available if from_disk is None else from_disk
+        return bool(self.mapped.size > psutil.virtual_memory().available)
+
+    def measured(self, from_disk: bool | None = None) -> tuple[float, float]:
+        """Bytes a second of reading units from this file, and of computing one row with them (place 0 of the first sequence is used, then written anew)."""
+        from_disk = self._beyond_memory() if from_disk is None else from_disk
         step = max(1, len(self.units) // SAMPLES)
         sample = list(range(0, len(self.units), step))[-SAMPLES:]
         one, states = np.zeros(1, np.int32), np.zeros((1, self.weights.embedding.columns), np.float32)
