@@ -119,12 +119,13 @@ def escalate(bench: Bench, rows: list[Row], solution: Solution) -> Solution:
     """
     known = recalled(bench, rows[0])
     if known:
-        finalists(bench, [*rows, *known])
-        solution = Climb(bench, [*rows, *known], solution).solve()
-        if solution.ranked:
-            bench.progress.say(f"Of {len(known)} ways that earlier contracts made of this model, {solution.ranked[0].option.name} keeps every limit.")
+        earlier = Climb(bench, [*rows, *known], solution)
+        finalists(bench, earlier.rows)
+        found = earlier.solve()
+        if found.ranked:
+            bench.progress.say(f"Of {len(known)} ways that earlier contracts made of this model, {found.ranked[0].option.name} keeps every limit.")
             rows += known
-            return solution
+            return found
     climb = Climb(bench, rows, solution)
     left = list(RUNGS)
     while left:

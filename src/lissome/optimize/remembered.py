@@ -15,7 +15,7 @@ from lissome.core.quantization import Quantized, read_quantization, write_quanti
 from lissome.engines.measure import Result, Subject
 from lissome.export.parity import Parity
 from lissome.nn.load import load_model
-from lissome.optimize.bench import Bench, Variant, vary
+from lissome.optimize.bench import Bench, vary
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row, plain
 
@@ -36,7 +36,7 @@ def recalled(bench: Bench, original: Row) -> list[Row]:
 
 def _question(bench: Bench) -> str:
     """All that a row depends on: model, task, machine and how calls are made, but no limit."""
-    return digest("variants-1", bench.key(ORIGINAL), bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed)
+    return digest("variants-2", bench.key(ORIGINAL), bench.task.fingerprint, bench.contract.batch, bench.threads, bench.contract.ram, bench.seed)
 
 
 def _entry(bench: Bench, row: Row) -> dict[str, Any] | None:
@@ -51,7 +51,6 @@ def _entry(bench: Bench, row: Row) -> dict[str, Any] | None:
     if own.quantized is not None:
         quantized = own.quantized
         bench.cache.folder("quantizations", quantized.fingerprint, lambda empty: write_quantization(quantized.quantization, quantized.scales, empty))
-    variant = {"change": row.variant.change, "parts": [part.model_dump(mode="json") for part in row.variant.parts], "steps": row.variant.steps}
     return {
         "name": row.option.name,
         "option": row.option.model_dump(mode="json"),
@@ -63,7 +62,9 @@ def _entry(bench: Bench, row: Row) -> dict[str, Any] | None:
         "original": plain(row.original),
         "model": str(folder.relative_to(root)),
         "quantized": own.quantized.fingerprint if own.quantized else None,
-        "variant": variant,
+        "change": row.variant.change,
+        "parts": [part.model_dump(mode="json") for part in row.variant.parts],
+        "steps": row.variant.steps,
     }
 
 
@@ -87,10 +88,6 @@ def _row(bench: Bench, original: Row, entry: dict[str, Any], models: dict[str, M
     subject = Subject(option.name, option.engine, option.precision, form, (), entry["size"], bench.shapes(option))
     row = Row(option, form, entry["size"], Parity(**entry["parity"]), np.array(entry["scores"]), Result(subject, **entry["result"]))
     row.original = Result(original.result.subject, **entry["original"])
-    row.variant = _variant(bench, model, quantized, entry["variant"])
+    parts = tuple(PartChoice.model_validate(part) for part in entry["parts"])
+    row.variant = vary(bench, model, entry["change"], parts, tuple(entry["steps"]), quantized)
     return row
-
-
-def _variant(bench: Bench, model: Model, quantized: Quantized | None, kept: dict[str, Any]) -> Variant:
-    parts = tuple(PartChoice.model_validate(part) for part in kept["parts"])
-    return vary(bench, model, kept["change"], parts, tuple(kept["steps"]), quantized)

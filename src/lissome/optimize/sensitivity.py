@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lissome.core.cache import digest
+from lissome.core.statistics import log_softmax
 from lissome.core.task import Split
 from lissome.optimize.batches import judging_order, part_of, scoring_batches
 from lissome.optimize.bench import Bench, original_form, outputs
@@ -71,12 +72,6 @@ def divergence(reference: np.ndarray, found: np.ndarray, *, classes: bool = True
         spread = float(np.var(reference)) or 1.0
         apart: np.ndarray = np.mean((reference - found).reshape(len(reference), -1) ** 2, axis=1) / spread
         return apart
-    p, q = _log_softmax(reference), _log_softmax(found)
+    p, q = (log_softmax(outputs.astype(np.float64)) for outputs in (reference, found))
     nats: np.ndarray = (np.exp(p) * (p - q)).sum(axis=1)
     return nats
-
-
-def _log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values.astype(np.float64) - values.max(axis=1, keepdims=True)
-    logarithms: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logarithms

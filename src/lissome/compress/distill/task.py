@@ -144,7 +144,7 @@ def _make(student: Model, teacher: Model, task: Task, config: DistillTaskConfig,
     progress.say(f"distilled in {result.seconds:.0f} s, {result.precision}: {result.why}. Validation score {kept['score']:.4f}.")
     save_model(named(held, task), empty)
     (empty / RECORD).write_text(json.dumps({"config": config.model_dump(mode="json"), **kept, "task": task.fingerprint}, indent=1), encoding="utf-8")
-    return results[0]
+    return result
 
 
 def _parameters(model: Model) -> int:

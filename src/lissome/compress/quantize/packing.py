@@ -68,8 +68,8 @@ def pack_to(
     progress = progress or Silent()
     if gguf is not None and config is not None and config.group != BLOCK:
         raise BadInput(f"GGUF has no place for groups of {config.group}.", expected=f"groups of {BLOCK}", do=f"take --group {BLOCK}, or leave --gguf out")
-    checkpoint = open_checkpoint(Path(ref).expanduser())
     path = Path(ref).expanduser()
+    checkpoint = open_checkpoint(path)
     if config is None and path.is_file() and isinstance(checkpoint.read("layers.0.q"), Codes):  # slice by slice: the model is never in memory
         pack_file(read_gguf(path), out, checkpoint.tokenizer, checkpoint.about)
         weights, method = load_decoder(out)[0], None

@@ -3,7 +3,8 @@
 certify_drop answers whether a candidate's score fell by less than a margin, on the same examples as the original's. `paired` holds the exact test for
 0/1 scores, `tango` its fast approximate twin, `reference` its slow obvious one, `bootstrap` the test for real-valued scores, `resample` the interval of
 figures that are made from sums, `planning` how many examples a certificate takes, `intervals` medians, quantiles, ratios and proportions, `bounds` risk
-control over a knob (Learn then Test), `independence` whether two groupings have to do with one another.
+control over a knob (Learn then Test), `independence` whether two groupings have to do with one another, `softmax` probabilities of
+scores.
 Every interval is tested by simulation to cover what it says.
 """
 
@@ -15,6 +16,7 @@ from lissome.core.statistics.intervals import Interval, achieved_confidence, med
 from lissome.core.statistics.paired import DropInterval, drop_interval, drop_p_value, drop_upper_bound
 from lissome.core.statistics.planning import examples_needed
 from lissome.core.statistics.resample import paired_difference
+from lissome.core.statistics.softmax import log_softmax
 from lissome.core.statistics.tango import asymptotic_upper_bound, score_statistic
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "examples_needed",
     "fixed_sequence",
     "hoeffding_bentkus_p_value",
+    "log_softmax",
     "median_interval",
     "more_examples",
     "mutual_information",

@@ -1,6 +1,5 @@
 // Products of rounded inputs (matrix_rounded.h) with codes, as integers (AVX512-VNNI): exact but for that rounding. One vector instruction takes 64 or 32
-// products, against 16 of floats; bfloat16's (vdpbf16ps) is slower than that of floats where this was measured (Xeon, Emerald Rapids: 1.4 against 5.5 thousand
-// million a second), so it is not used.
+// products, against 16 of floats; bfloat16's (vdpbf16ps) is slower than that of floats on Emerald Rapids, so it is not used.
 //
 // Included by matrix_body.h for AVX-512 alone.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lissome.core.progress import Progress, Silent
-from lissome.kernels.decoder.arrays import Array
+from lissome.core.statistics import log_softmax
 from lissome.kernels.decoder.native import Decoder, Pool, Weights
 from lissome.kernels.decoder.packed import Packed, Rounding
 from lissome.kernels.library import library
@@ -61,17 +61,10 @@ def rounding_costs(weights: Weights, windows: Any, threads: int = 1, progress: P
     for at, window in enumerate(windows):
         progress.stage(f"rounding of inputs: window {at + 1} of {len(windows)}")
         given = window, np.zeros_like(place), place, place
-        expected = _log_softmax(plain.step(*given))
+        expected = log_softmax(plain.step(*given))
         for name, decoder in tried.items():
-            found[name] += float((np.exp(expected) * (expected - _log_softmax(decoder.step(*given)))).sum(dtype=np.float64))
+            found[name] += float((np.exp(expected) * (expected - log_softmax(decoder.step(*given)))).sum(dtype=np.float64))
     return {name: max(0.0, cost / windows.size) for name, cost in found.items()}
-
-
-def _log_softmax(logits: Array) -> Array:
-    """Of each row of [rows, vocabulary]."""
-    shifted: Array = logits - logits.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
 
 
 def with_inputs(weights: Weights, bits: Mapping[str, Rounding]) -> Weights:
