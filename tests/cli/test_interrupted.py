@@ -15,7 +15,8 @@ import pytest
 from tests.nn.decoder.small import as_gguf, llama
 
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs hand down that it is ignored
 from lissome.engines.decoding import text
 drawn = text._drawn
 def slowly(*given):  # a model so small ends before anybody could press a key
