@@ -221,7 +221,7 @@ def test_the_command_line_is_frozen():
         "run": ["--file", "--input", "--json"],
         "verify": ["--json", "--task"],
         "explain-plan": ["--json"],
-        "claims": ["--folder", "--json", "--page", "--render"],
+        "claims": ["--all", "--folder", "--json", "--page", "--render"],
         "probe": ["--fresh", "--json"],
         "measure": ["--batch", "--engine", "--json", "--precision", "--rounds", "--task", "--vs"],
         "fine-tune": ["--adaptive-precision", "--batch", "--epochs", "--freeze-embeddings", "--json", "--lr", "--out", "--seed", "--spend", "--task"],

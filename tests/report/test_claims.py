@@ -114,6 +114,10 @@ def test_from_the_command_line(folder, capsys):
     (folder.parent / "benchmark.py").unlink()
     assert run(["claims", "--render", "--folder", str(folder), "--page", str(target)]) == 0, "nothing is run"
     assert target.read_text() == before
+    target.write_text("")
+    assert run(["claims", "--folder", str(folder), "--page", str(target)]) == 0, "hours of benchmarks start only where they are asked for"
+    assert capsys.readouterr().out.endswith("faster: met\n")
+    assert not target.read_text()
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,40 @@ def test_single_rows_see_what_tiles_see_of_a_long_context(heads, half, threads):
         one.step(*rows(text[:-1], [slot] * (len(text) - 1), range(len(text) - 1), [0]))
     found = one.step(*rows([text[-1] for text in texts], range(5), lengths))
     np.testing.assert_allclose(found, np.stack(expected), rtol=2e-3 if half else 1e-4, atol=2e-2 if half else 1e-4)
+
+
+@pytest.mark.parametrize("heads", [(6, 2, 64), (6, 1, 48), (4, 4, 16), (8, 4, 80), (2, 1, 256)])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_prompts_in_integers_see_what_floats_see(heads, half, threads):
+    """Long runs whose layers round their inputs to 16 bits: in pieces that begin within a block of 64, beside a second sequence, and after single tokens."""
+    model = llama(1, hidden_size=96, num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=heads[2])
+    weights = from_llama(model, lambda _, w: coded(w))
+    draw = torch.Generator().manual_seed(1)
+    one, other = (torch.randint(0, 300, (230,), generator=draw).tolist() for _ in range(2))
+    fast, plain = Decoder(weights, 2, 256, Pool(threads), half, 16), Decoder(weights, 2, 256, Pool(1), half, 32)
+    pieces = [(one, 0, 0, 70), (one, 0, 70, 71), (one, 0, 71, 150), (one, 0, 150, 230)]
+    for text, slot, begin, end in pieces:
+        step = (text[begin:end], [slot] * (end - begin), range(begin, end))
+        if begin == 71:
+            step = tuple([*mine, *its] for mine, its in zip(step, (other[:130], [1] * 130, range(130)), strict=True))
+        found, expected = fast.step(*rows(*step)), plain.step(*rows(*step))
+        spread = np.abs(expected).max()
+        assert np.abs(found - expected).max() <= 2e-3 * spread, "the roundings of 12 bits and more"
+
+
+@pytest.mark.parametrize("inputs", [16, 32])
+def test_what_is_not_finite_reaches_the_rows_after_it_alone(inputs):
+    weights = from_llama(MODEL, lambda _, w: coded(w))
+    begin = np.random.default_rng(0).standard_normal((150, 64)).astype(np.float32)
+    begin[70, 3] = np.nan
+    end = np.zeros_like(begin)
+    Decoder(weights, 1, 160, Pool(2), inputs=inputs).step(*rows(range(150), [0] * 150, range(150), []), begin, end)
+    assert np.isfinite(end[: 70 if inputs == 16 else 64]).all() and np.isnan(end[70:]).all(), "in floats, rows of the same tile may be lost with it"
+
+
+def test_prompts_do_not_see_what_comes_after():
+    weights = from_llama(MODEL, lambda _, w: coded(w))
+    texts = [[*range(100), *range(late, late + 50)] for late in (100, 200)]
+    early = [Decoder(weights, 1, 160, Pool(2), inputs=16).step(*rows(text, [0] * 150, range(150), range(100))) for text in texts]
+    assert np.array_equal(*early), "every scale is of one key or one query"

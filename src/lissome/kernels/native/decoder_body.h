@@ -19,7 +19,8 @@ struct Step {
     float *partial;                 // [threads, 2, query heads of a key-value head, 2 + dim]: see look_body.h
     float *sums;                    // [threads, sums_each]
     float *panels;                  // [threads, DEEP * 64]
-    char *tiles;                    // [threads, attention_scratch()]
+    char *tiles;                    // [threads, scratch_each()]
+    char *coded;                    // of each long run: [kv_heads, blocks of keys, coded_bytes()]
     char *inputs;                   // [threads, inputs_each]: rounded by a thread for itself
     char *kept[2][KINDS];           // rounded once for all threads, where any matrix reads them: what norms and heads give, what neurons give
     long sums_each, scores_each, inputs_each;
@@ -29,6 +30,8 @@ struct Step {
 };
 
 enum Kept { OUTER, INNER, OWN };  // where a product's rounded inputs are: in Step.kept, or nowhere yet
+
+INLINE long up_to(long width, long whole) { return (width + whole - 1) / whole * whole; }
 
 INLINE long share(long whole, int thread, int threads) { return whole * thread / threads; }
 
@@ -138,19 +141,7 @@ static void remembered(const Step &s, int thread, long layer) {
 }
 
 #include "look_body.h"
-
-// This thread's tiles of a long run.
-static void looked_by_tiles(const Step &s, int thread, long layer, const Run &run, lissome_attention a) {
-    const lissome_decoder &d = s.d;
-    const int64_t kept = place_of(d, layer, s.given.slot[run.begin], 0, 0) * (d.half ? 2 : 4);
-    a.q = {s.q + run.begin * s.q_wide, 0, d.dim, s.q_wide};
-    a.out = {s.seen + run.begin * s.q_wide, 0, d.dim, s.q_wide};
-    a.k = {(const char *)d.keys + kept, 0, d.capacity * d.dim, d.dim};
-    a.v = {(const char *)d.values + kept, 0, d.capacity * d.dim, d.dim};
-    for (int64_t item = thread; item < d.heads * a.tiles; item += s.pool.size())  // the last tiles see most, so threads take them in turn
-        attention_tile(a, item % d.heads, item / d.heads, s.tiles + thread * attention_scratch());
-}
-
+#include "prompt_body.h"
 #include "ffn_body.h"
 
 static void embedded(const Step &s, int thread) {
@@ -189,9 +180,7 @@ static void stages(Step &s, int thread, const std::vector<Run> &runs, const std:
         s.pool.barrier();
         remembered(s, thread, at);
         s.pool.barrier();
-        for (size_t i = 0; i < runs.size(); i++) {
-            if (causal[i]) looked_by_tiles(s, thread, at, runs[i], causal[i]->attention);
-        }
+        looked_by_runs(s, thread, at, runs, causal);
         looked(s, thread, at);
         s.pool.barrier();
         if (together) {
@@ -226,8 +215,6 @@ struct Room {
     ~Room() { std::free(at); }
     Room(const Room &) = delete;
 };
-
-INLINE long up_to(long width, long whole) { return (width + whole - 1) / whole * whole; }
 
 // Bytes of rounded inputs of each kind that some matrix reads: [2, KINDS].
 static void kept_bytes(const Step &s, long outer, long inner, long (*bytes)[KINDS]) {
@@ -282,10 +269,14 @@ static void step(const lissome_decoder &d, Pool &pool, const Rows &given) {
                 for (int64_t h = 0; h < d.kv_heads; h++) s.looks.push_back({r, h, given.position[r] + 1});
         }
     s.shares = shares_of(s.looks, (int)threads, SHARED_KEYS);
-    const Room room(floats * sizeof(float)), tiles(by_tiles ? threads * up_to(attention_scratch(), 64) : 64), inputs(threads * s.inputs_each + rounded + 64);
+    bool integers = false;
+    long coded = 0;
+    for (long i = 0; i < d.layers; i++) integers = integers || attends_rounded(s, d.layer[i]);
+    for (const auto &run : causal) coded += integers && run ? coded_run(d, *run) : 0;
+    const Room room(floats * sizeof(float)), tiles(by_tiles ? threads * scratch_each() : 64), inputs(threads * s.inputs_each + rounded + 64), codes(coded + 64);
     float *at = (float *)room.at;
     for (const Part &part : parts) *part.at = at, at += up_to(part.floats, 16);
-    s.tiles = (char *)tiles.at, s.inputs = (char *)inputs.at;
+    s.tiles = (char *)tiles.at, s.inputs = (char *)inputs.at, s.coded = coded ? (char *)codes.at : nullptr;
     char *next = s.inputs + threads * s.inputs_each;
     for (int where : {OUTER, INNER})
         for (int kind = 0; kind < KINDS; kind++) s.kept[where][kind] = next, next += kept[where][kind];
