@@ -40,7 +40,7 @@ from lissome.engines.decoding.sampling import Sampler, Sampling
 from lissome.engines.decoding.speculative import Drafting, Speculative
 from lissome.machine.identity import identify
 from lissome.machine.interleave import interleave, speedup
-from lissome.nn.decoder.weights import from_llama
+from lissome.nn.decoder.modules import from_llama
 from lissome.nn.depth.dropout import layer_dropout
 from lissome.optimize.demo import sentiment
 from lissome.report.markdown import markdown_table

@@ -47,7 +47,7 @@ from lissome.kernels.decoder.native import Decoder, Layer, Pool, Weights
 from lissome.kernels.decoder.packed import Codes
 from lissome.kernels.decoder.packed import pack as laid_out
 from lissome.machine.identity import identify
-from lissome.nn.decoder.weights import from_llama
+from lissome.nn.decoder.modules import from_llama
 from lissome.nn.load import as_model, save_model
 from lissome.nn.moe.balance import layers_of
 from lissome.nn.moe.config import MoEConfig

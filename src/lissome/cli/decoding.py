@@ -133,7 +133,7 @@ def bench_decode(
 
 
 def pack(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face folder, or a folder of `lissome quantize` or `qat`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face folder, or what lissome made of one: parts, experts, codes.")],
     out: Annotated[Path, typer.Option(help="Folder for the decoder.")],
     method: Annotated[
         str | None, typer.Option(help="How float weights become 4 bits: rtn, absolute, mse, awq, gptq or awq+gptq; the last three need text. By default mse.")

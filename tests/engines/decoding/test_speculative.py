@@ -16,8 +16,8 @@ from lissome.kernels.decoder.packed import chosen_rows, pack, unpack
 from lissome.kernels.decoder.reference import Reference, dense
 from lissome.kernels.library import library
 from lissome.nn.decoder.gguf import read_gguf
+from lissome.nn.decoder.modules import from_llama
 from lissome.nn.decoder.tokenizer import tokenizer_of
-from lissome.nn.decoder.weights import from_llama
 from tests.nn.decoder.small import as_gguf, coded, llama
 
 MODELS = {seed: llama(layers=3, seed=seed, vocab_size=300) for seed in range(4)}

@@ -14,7 +14,8 @@ from lissome.kernels.decoder.native import Decoder, Layer, Pool, Weights
 from lissome.kernels.decoder.packed import Codes, Packed, pack, pack_by_neuron, packed_bytes, unpack
 from lissome.kernels.decoder.reference import Reference, feed_forward
 from lissome.kernels.library import library
-from lissome.nn.decoder.weights import from_llama, rotations
+from lissome.nn.decoder.modules import from_llama
+from lissome.nn.decoder.weights import rotations
 from tests.kernels.decoder.test_packed import codes, shapes
 from tests.nn.decoder.small import coded, llama
 

@@ -10,7 +10,7 @@ from lissome.core.errors import BadInput
 from lissome.kernels.decoder.native import Decoder, Pool
 from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
-from lissome.nn.decoder.weights import from_llama
+from lissome.nn.decoder.modules import from_llama
 from tests.nn.decoder.small import coded, llama
 
 pytestmark = pytest.mark.skipif(library().handle is None, reason=f"no native kernels: {library().trouble}")

@@ -13,8 +13,9 @@ from lissome.kernels.decoder.packed import Codes, pack, unpack
 from lissome.kernels.library import library
 from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.gguf_write import write_gguf
+from lissome.nn.decoder.modules import from_llama
 from lissome.nn.decoder.tokenizer import tokenizer_of
-from lissome.nn.decoder.weights import from_gguf, from_llama
+from lissome.nn.decoder.weights import from_gguf
 
 from .small import as_gguf, coded, llama
 
@@ -47,7 +48,7 @@ def test_a_file_gives_the_logits_of_the_model_it_was_made_of(whole):
     tokens = torch.randint(0, 262, (1, 80), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(tokens).logits[0]
-    decoder = Decoder(from_gguf(read_gguf(path)), 1, 100, Pool(1), half=False, inputs=16)
+    decoder = Decoder(from_gguf(read_gguf(path)), 1, 100, Pool(1), half=False, inputs=32)
     found = decoder.step(tokens[0], torch.zeros(80), torch.arange(80), torch.arange(80))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 

@@ -15,8 +15,9 @@ from lissome.nn.decoder.checkpoint import gguf_about, gguf_shape
 from lissome.nn.decoder.folder import About
 from lissome.nn.decoder.gguf import read_gguf
 from lissome.nn.decoder.gguf_out import check_groups, neighbours_first, save_gguf, tokenizer_metadata
+from lissome.nn.decoder.modules import from_llama
 from lissome.nn.decoder.tokenizer import tokenizer_of
-from lissome.nn.decoder.weights import from_gguf, from_llama, halves_first
+from lissome.nn.decoder.weights import from_gguf, halves_first
 
 from .small import as_gguf, coded, llama
 

@@ -13,7 +13,7 @@ from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
 from lissome.nn.decoder.folder import DESCRIPTION, About, load_decoder, save_decoder
 from lissome.nn.decoder.inputs import ISA, TOGETHER, measured_inputs, rounding_costs, with_inputs
-from lissome.nn.decoder.weights import from_llama
+from lissome.nn.decoder.modules import from_llama
 from tests.nn.decoder.small import coded, llama
 
 native = pytest.mark.skipif(library().handle is None, reason=f"no native kernels: {library().trouble}")

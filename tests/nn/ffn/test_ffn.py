@@ -12,7 +12,7 @@ from lissome.core.errors import BadConfig, BadModel
 from lissome.kernels.decoder.native import Decoder, Pool
 from lissome.kernels.decoder.reference import Reference
 from lissome.kernels.library import library
-from lissome.nn.decoder.weights import from_llama
+from lissome.nn.decoder.modules import from_llama
 from lissome.nn.ffn import ActivationPlan, Thresholded, Tightening, activated, feed_forwards, use, watching
 from lissome.nn.ffn.activation import magnitude
 from lissome.nn.load import as_model, load_model, save_model

@@ -150,7 +150,7 @@ def test_what_transformers_does_not_compute(role, part, name, says):
 
 
 def test_the_native_decoder_takes_what_is_given_back():
-    from lissome.nn.decoder.weights import from_llama
+    from lissome.nn.decoder.modules import from_llama
 
     weights = from_llama(to_transformers(model()))
     assert len(weights.layers) == 3 and (weights.heads, weights.kv_heads) == (4, 2)

@@ -26,6 +26,7 @@ from lissome.kernels.decoder.arrays import Array
 from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Codes, Packed, pack
 from lissome.nn.decoder.checkpoint import Checkpoint, Shape
+from lissome.nn.decoder.modules import TABLES
 from lissome.nn.decoder.weights import rotations
 
 STAGES = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
@@ -59,6 +60,26 @@ class RoundConfig(Config):
     def search(self) -> Search:
         """How grids are searched where no error is fed back."""
         return "mse" if self.method in BY_INPUTS else self.method  # type: ignore[return-value]
+
+
+def by_weights(config: RoundConfig) -> Callable[[str, torch.Tensor], torch.Tensor | Codes]:
+    """What a matrix of a name becomes, by its weights alone. Raises BadInput for a method that looks at inputs, and for groups that do not fit."""
+    if config.by_inputs:
+        raise BadInput(
+            f"{config.method} is calibrated block by block, which plain Llama-shaped decoders alone can be.",
+            expected="rtn, absolute or mse for models of parts, and for those with experts or silent neurons",
+            do="take --method mse",
+        )
+    rule = decoder_rule(4, config.symmetric)
+
+    def rounded(name: str, weight: torch.Tensor) -> torch.Tensor | Codes:
+        if name in TABLES:
+            return _table_codes(weight.numpy(), name, config)
+        if weight.shape[1] % config.group:
+            raise BadInput(f"groups of {config.group} do not divide the {weight.shape[1]} columns of {name}.", do="take a smaller --group")
+        return _coded(weight, name, rule, config)
+
+    return rounded
 
 
 @dataclass
@@ -240,15 +261,19 @@ def _naming(name: str) -> Iterator[None]:
 
 def _table(table: Array | Codes, name: str, config: RoundConfig) -> Packed:
     """An embedding or a head; codes stay the codes they are."""
-    if isinstance(table, Codes) or config.embedding == 32:
-        return pack(table)
+    return pack(table if isinstance(table, Codes) else _table_codes(table, name, config))
+
+
+def _table_codes(table: Array, name: str, config: RoundConfig) -> torch.Tensor | Codes:
+    if config.embedding == 32:
+        return torch.from_numpy(table)
     rule = decoder_rule(config.embedding, config.symmetric)
     search: Search = "rtn" if config.embedding == 8 else config.search
     group = config.group if config.embedding == 4 else 32
     with _naming(name):
         parts = [(part, find_grid(part, group, rule, search)) for part in torch.split(torch.from_numpy(table), ROWS_TOGETHER)]
     coded = [grid.packable(grid.codes(part)) for part, grid in parts]
-    return pack(Codes(*(np.concatenate([getattr(one, field) for one in coded]) for field in ("codes", "scale", "offset"))))
+    return Codes(*(np.concatenate([getattr(one, field) for one in coded]) for field in ("codes", "scale", "offset")))
 
 
 def _embedded(embedding: Array | Codes, windows: torch.Tensor) -> torch.Tensor:

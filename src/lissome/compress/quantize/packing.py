@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lissome.compress.quantize.decoder import RoundConfig, round_decoder
+from lissome.compress.quantize.decoder import RoundConfig, by_weights, round_decoder
 from lissome.compress.quantize.grids import decoder_rule
 from lissome.compress.quantize.store import is_quantized, load_quantized
 from lissome.core.cache import check_out
@@ -23,13 +23,14 @@ from lissome.data import load_task
 from lissome.data.packing import pack, text_files, texts, token_ids
 from lissome.kernels.decoder.native import Weights
 from lissome.kernels.decoder.packed import Codes
-from lissome.nn.decoder.checkpoint import Checkpoint, open_checkpoint
+from lissome.nn.decoder.checkpoint import Checkpoint, open_checkpoint, spoken
 from lissome.nn.decoder.folder import DESCRIPTION, load_decoder, save_decoder, weights_bytes
 from lissome.nn.decoder.gguf import BLOCK, read_gguf
 from lissome.nn.decoder.gguf_out import save_gguf
 from lissome.nn.decoder.inputs import measured_inputs
+from lissome.nn.decoder.modules import from_llama, from_module, is_modular
 from lissome.nn.decoder.pack_file import pack_file
-from lissome.nn.decoder.weights import from_llama
+from lissome.nn.load import load_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,7 +60,8 @@ def pack_to(
     gguf: Path | None = None,
     progress: Progress | None = None,
 ) -> PackedFolder:
-    """Write the decoder that `ref` names into `out`: a Hugging Face folder, a GGUF file, or a folder of `lissome quantize` or `qat`, whose codes are kept.
+    """Write the decoder that `ref` names into `out`: a Hugging Face folder, a GGUF file, a folder of `lissome quantize` or `qat`,
+    whose codes are kept, or a model of parts, also one with experts or silent neurons.
 
     config: how float weights become codes; without it, "mse", and codes stay the codes they are. text: a file or folder of calibration text; task: a
     language-modelling task, whose calibration split serves. Raises BadInput for text that is empty, BadModel for what cannot be read.
@@ -69,6 +71,17 @@ def pack_to(
     if gguf is not None and config is not None and config.group != BLOCK:
         raise BadInput(f"GGUF has no place for groups of {config.group}.", expected=f"groups of {BLOCK}", do=f"take --group {BLOCK}, or leave --gguf out")
     path = Path(ref).expanduser()
+    if path.is_dir() and is_modular(path) and not is_quantized(str(path)):
+        if gguf is not None:
+            raise BadInput("GGUF has plain Llama-shaped decoders alone.", where=ref, do="leave --gguf out")
+        config = config or RoundConfig()
+        rounding = by_weights(config)
+        progress.stage("reading the model")
+        module, (tokenizer, about) = load_model(str(path)).module, spoken(path)
+        progress.stage(f"rounding its matrices ({config.method})")
+        weights = from_module(module, rounding, ref)
+        save_decoder(weights, out, tokenizer, about)
+        return _described(out, gguf, config.method, weights)
     checkpoint = open_checkpoint(path)
     if config is None and path.is_file() and isinstance(checkpoint.read("layers.0.q"), Codes):  # slice by slice: the model is never in memory
         pack_file(read_gguf(path), out, checkpoint.tokenizer, checkpoint.about)
@@ -78,6 +91,10 @@ def pack_to(
         save_decoder(weights, out, checkpoint.tokenizer, checkpoint.about)
     if gguf is not None:
         save_gguf(gguf, weights, checkpoint.shape, checkpoint.tokenizer, checkpoint.about, out.name)
+    return _described(out, gguf, method, weights)
+
+
+def _described(out: Path, gguf: Path | None, method: str | None, weights: Weights) -> PackedFolder:
     floats = [one.rows * one.columns for one in _matrices(weights)]
     return PackedFolder(str(out), None if gguf is None else str(gguf), method, weights_bytes(weights) / 1e6, sum(floats) * 4 / 1e6)
 

@@ -166,7 +166,8 @@ def open_engine(
     if path.is_file():
         file = read_gguf(path)
         return Engine(from_gguf(file, capacity or ROOM), tokenizer_of(file), gguf_about(file), **sizes)
-    raise BadModel(f'no decoder at "{ref}"', expected="a GGUF file, or a folder that `lissome pack` wrote")
+    way = f"lissome pack {ref} --out NEW_FOLDER" if path.is_dir() else None
+    raise BadModel(f'no decoder at "{ref}"', expected="a GGUF file, or a folder that `lissome pack` wrote", do=way)
 
 
 def packed(path: Path) -> Path:

@@ -2,12 +2,15 @@
 // all query heads that read them; the weight of a score, times the scale of its key's value, is rounded beside the largest of its query in the same block of 64
 // keys. Every scale is of one key or one query, so that no row depends on what comes after it.
 //
-// Sums stay below 2^31: keys have 12 bits with sign, queries 13, and up to 256 dimensions are summed; values 12, weights 14 without one, and 64 keys.
+// Sums stay below 2^31: keys and queries have 13 and 14 bits with sign for up to 64 dimensions, one less each for up to 256; values have 12 and weights 14 without
+// one, for 64 keys.
 // Source: QK in blocks with scales of their own as in SageAttention (Zhang et al. 2024), which has 8 bits; online softmax as in FlashAttention (Dao et al. 2022).
 //
 // Included by prompt_body.h for AVX-512 alone. Scores are [keys, queries], as in attention_body.h.
 
-constexpr float KEY_MOST = 2047, QUERY_MOST = 4095, VALUE_MOST = 2047, WEIGHT_MOST = 16383, LEAST_SCALE = 0x1p-60f;
+constexpr float VALUE_MOST = 2047, WEIGHT_MOST = 16383, LEAST_SCALE = 0x1p-60f;
+INLINE float key_most(long dim) { return dim <= 64 ? 4095 : 2047; }
+INLINE float query_most(long dim) { return dim <= 64 ? 8191 : 4095; }
 constexpr long LANES = TILE / 16, AT_ONCE = 4;  // vectors of a tile's queries; rows that a product keeps in registers
 
 // 64 keys and their values. odd: the first key with something not finite in it or its value, or TILE.
@@ -57,10 +60,10 @@ static void block_coded(const lissome_decoder &d, int64_t from, long count, cons
         const float most_key = j < count ? largest_of(d.dim, key) : 0.f, most_value = j < count ? largest_of(d.dim, value) : 0.f;
         const bool odd = most_key != most_key || most_value != most_value;
         const float scale = odd || most_value / VALUE_MOST < LEAST_SCALE ? LEAST_SCALE : most_value / VALUE_MOST;
-        to.key_scale[j] = odd ? 0.f : most_key / KEY_MOST, to.value_log[j] = std::log2(scale), to.value_inverse[j] = 1 / scale;
+        to.key_scale[j] = odd ? 0.f : most_key / key_most(d.dim), to.value_log[j] = std::log2(scale), to.value_inverse[j] = 1 / scale;
         if (odd && *to.odd == TILE) *to.odd = (int32_t)j;
         if (odd || j >= count) continue;
-        const __m512 key_by = _mm512_set1_ps(most_key > 1e-30f ? KEY_MOST / most_key : 0.f), value_by = _mm512_set1_ps(1 / scale);
+        const __m512 key_by = _mm512_set1_ps(most_key > 1e-30f ? key_most(d.dim) / most_key : 0.f), value_by = _mm512_set1_ps(1 / scale);
         for (long c = 0; c < d.dim; c += 16) {
             _mm256_storeu_si256((__m256i *)(to.keys + j * d.dim + c), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(key(c), key_by))));
             const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(value(c), value_by));
@@ -79,8 +82,8 @@ static void queries_coded(const lissome_decoder &d, const float *rows, long row,
         const float largest = largest_of(d.dim, [&](long c) { return _mm512_mul_ps(_mm512_loadu_ps(rows + c), _mm512_set1_ps(d.scale)); });
         if (largest != largest) to.total[r] = NAN;
         if (!(largest > 1e-30f)) continue;
-        const __m512 by = _mm512_set1_ps(d.scale * (QUERY_MOST / largest));
-        to.scale[r] = largest / QUERY_MOST * 1.44269504088896341f;
+        const __m512 by = _mm512_set1_ps(d.scale * (query_most(d.dim) / largest));
+        to.scale[r] = largest / query_most(d.dim) * 1.44269504088896341f;
         for (long c = 0; c < d.dim; c += 16) {
             alignas(32) int32_t pairs[8];
             _mm256_store_si256((__m256i *)pairs, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(rows + c), by))));

@@ -99,10 +99,15 @@ def _from_folder(folder: Path) -> Checkpoint:
             raise BadModel(f'there is no tensor "{stored}"', where=str(folder), expected="all weights of the model that config.json describes")
         return _finite(files[stored].floats(stored), stored, str(folder))
 
+    return Checkpoint(shape, read, *spoken(folder), str(folder))
+
+
+def spoken(folder: Path) -> tuple[Tokenizer, About]:
+    """The tokenizer beside a model, and how the model is to be used. Raises BadModel where there is no fast tokenizer."""
     if not (folder / TOKENIZER).is_file():
         raise BadModel(f"it has no {TOKENIZER}", where=str(folder), do="save the model's fast tokenizer beside it")
     tokenizer = read_tokenizer(folder / TOKENIZER, "save the model's fast tokenizer again")
-    return Checkpoint(shape, read, tokenizer, _about(folder, config), str(folder))
+    return tokenizer, _about(folder, _json(folder / "config.json") or {})
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:

@@ -1,4 +1,4 @@
-"""Weights for the decoder kernel: from a GGUF file exactly as they stand there, or from a Llama-shaped transformers model, rounded or not."""
+"""Weights for the decoder kernel from a GGUF file, exactly as they stand there; names and rotations that other sources share."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lissome.core.errors import BadModel
 from lissome.kernels.decoder.arrays import Array, room
-from lissome.kernels.decoder.ffn import ACTIVATIONS, BY_NEURON, Ffn
 from lissome.kernels.decoder.native import Layer, Weights
-from lissome.kernels.decoder.packed import ROWS, Bits, Codes, Packed, pack, pack_by_neuron, packed_bytes
+from lissome.kernels.decoder.packed import ROWS, Bits, Codes, Packed, pack, packed_bytes
 from lissome.nn.decoder.check import check_gguf, check_sizes
 from lissome.nn.decoder.gguf import Gguf, slice_rows
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 GGUF_NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 LLAMA_NAMES = {
@@ -30,8 +24,6 @@ LLAMA_NAMES = {
 ARCHITECTURES = ("llama",)
 TURNED, GROUP = ("q", "k"), 32
 """Matrices whose rows llama.cpp lays out in another order; columns that share a scale in every block of a GGUF file."""
-Rounding = Callable[[str, "torch.Tensor"], "torch.Tensor | Codes"]
-"""(name, weights [outputs, inputs]) -> what the kernel is to read."""
 SLICE = 1 << 18
 """Weights of a file that are packed at a time, so that no whole tensor is in memory twice."""
 
@@ -122,66 +114,6 @@ def gguf_plan(file: Gguf, positions: int | None = None) -> Plan:
     base = _real(file, f"{architecture}.rope.freq_base", 10000.0)
     epsilon = _real(file, f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     return Plan(layers, hidden, heads, kv_heads, dim, turned, base, epsilon)
-
-
-CHANGING = ("dynamic", "longrope")
-"""Ways of scaling positions (transformers' rope_type) by which a token's rotation depends on how long the text is."""
-
-
-def from_llama(model: PreTrainedModel, rounding: Rounding | None = None) -> Weights:
-    """The decoder of a Llama-shaped transformers model; `rounding` says what each matrix becomes, floats without.
-
-    A model with an `ActivationPlan` becomes one whose silent neurons are skipped: its `down` matrices, and with a threshold on the gate its `up` matrices, are
-    laid out by neuron, and `down` is given to `rounding` transposed [neurons, hidden].
-    Raises BadModel where the model is of another shape (biases, other norms or activations, rotations that change with the length).
-    """
-    config: Any = model.config
-    if config.model_type != "llama" or config.hidden_act not in ACTIVATIONS or config.attention_bias or config.mlp_bias:
-        expected = f"a Llama-shaped model with {', '.join(ACTIVATIONS)} and without biases"
-        raise BadModel(f"a {config.model_type} with {config.hidden_act} is not offered", expected=expected)
-    turning = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if turning in CHANGING:
-        raise BadModel(f'positions scaled as "{turning}" are not offered', expected="rotations that do not change with the length")
-    body: Any = model.model
-    rounded = rounding or (lambda _, weight: weight)
-
-    def floats(tensor: Any) -> Any:
-        return tensor.detach().float().cpu()
-
-    def made(name: str, module: torch.nn.Module, by_neuron: bool = False) -> Packed:
-        weight = floats(module.weight)
-        if by_neuron:
-            return pack_by_neuron(rounded(name, weight.T.contiguous() if name.endswith("down_proj") else weight))
-        return pack(rounded(name, weight))
-
-    def layer(at: int, block: Any) -> Layer:
-        ffn = _ffn(model, at)
-        by_neuron = BY_NEURON.get(ffn.kind, ())
-        matrices = {name: made(f"layers.{at}.{inner}", block.get_submodule(inner), name in by_neuron) for name, inner in LLAMA_NAMES.items()}
-        return Layer(floats(block.input_layernorm.weight).numpy(), floats(block.post_attention_layernorm.weight).numpy(), matrices, ffn)
-
-    layers = [layer(at, block) for at, block in enumerate(body.layers)]
-    embedding = made("embed_tokens", body.embed_tokens)
-    head = embedding if config.tie_word_embeddings else made("lm_head", model.lm_head)
-    angles = np.arange(config.max_position_embeddings, dtype=np.float32)[:, None] * floats(body.rotary_emb.inv_freq).numpy()
-    scaled = body.rotary_emb.attention_scaling
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, body.layers[0].self_attn.head_dim
-    rotation = (np.cos(angles) * np.float32(scaled), np.sin(angles) * np.float32(scaled))
-    return Weights(layers, embedding, head, floats(body.norm.weight).numpy(), *rotation, heads, kv_heads, dim, config.rms_norm_eps, dim**-0.5)
-
-
-def _ffn(model: PreTrainedModel, at: int) -> Ffn:
-    """What a layer's feed-forward part is, by the model's plan. One that silences nothing but exact zeros of silu is the dense one."""
-    from lissome.nn.ffn.plan import plan_of  # of torch's modules, which a packed decoder does without
-
-    plan, own = plan_of(model), model.config.hidden_act
-    if plan is None:
-        return Ffn(activation=own)
-    activation: Any = own if plan.activation == "same" else plan.activation
-    threshold = plan.thresholds[at] if plan.thresholds else 0.0
-    if not threshold and activation == "silu":
-        return Ffn(activation=activation)
-    return Ffn("gate-first" if plan.on == "gate" else "product", activation, threshold)
 
 
 def rotations(dim: int, positions: int, base: float, begin: int = 0) -> tuple[Array, Array]:
