@@ -18,6 +18,7 @@ the time saved, as figures or null, "exits": [{"after", "threshold", "share", "s
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from lissome.nn.decoder.modules import from_llama
 from lissome.nn.depth.dropout import layer_dropout
 from lissome.optimize.demo import sentiment
 from lissome.report.markdown import markdown_table
+from lissome.train.batches import WindowBatches
 from lissome.train.config import TrainConfig
 from lissome.train.loop import train
 from publishing import Document, made_on, on, options, publish, spread
@@ -76,7 +78,7 @@ def summary(found: Exited) -> Document:
 
 
 class Language:
-    """The corpus in windows, its tokenizer, and a model."""
+    """The corpus in windows, and its tokenizer."""
 
     def __init__(self, cache: Cache, progress: Progress):
         documents = [text for name in SOURCES for text in texts(text_files(fetch(name, cache, progress), name))]
@@ -85,13 +87,7 @@ class Language:
         self.tokenizer = tokenizer_for([documents[i] for i in order[held:]], VOCABULARY, cache=cache)
         end = self.tokenizer.token_to_id(END)
         ids = [token_ids((documents[i] for i in part), self.tokenizer) for part in (order[held:], order[:held])]
-        self.train, self.other = ([window.ids for window in pack(one, LENGTH + 1, end)] for one in ids)
-
-    def batches(self, lot: np.random.Generator, count: int) -> list[dict[str, torch.Tensor]]:
-        """`count` batches of windows drawn by lot."""
-        rows = lot.integers(0, len(self.train), (count, BATCH))
-        stacked = [torch.tensor(np.stack([self.train[i] for i in row])).long() for row in rows]
-        return [{"input_ids": one[:, :-1], "labels": one[:, 1:]} for one in stacked]
+        self.train, self.other = ([window.ids for window in pack(one, LENGTH, end)] for one in ids)
 
 
 def llama() -> Any:
@@ -104,10 +100,9 @@ def llama() -> Any:
 
 def learned(language: Language, minutes: float, progress: Progress) -> tuple[Any, int, float, float]:
     """The model trained for about so long, with its steps, loss and minutes."""
-    model, loss, lot = llama(), draft_loss(EARLY, 0.5), np.random.default_rng(0)
-    probe = language.batches(lot, 4)
+    model, loss, batches = llama(), draft_loss(EARLY, 0.5), WindowBatches(language.train, BATCH)
     taken = []
-    for batch in probe:
+    for batch in itertools.islice(batches.epoch(0), 4):
         begun = time.perf_counter()
         loss(model.train(), batch).backward()
         taken.append(time.perf_counter() - begun)
@@ -115,7 +110,7 @@ def learned(language: Language, minutes: float, progress: Progress) -> tuple[Any
     steps = max(20, int(60 * minutes / (1.1 * statistics.median(taken[1:]))))
     config = TrainConfig(steps=steps, lr=2e-3, warmup=0.1, schedule="cosine", weight_decay=0.05, precision="auto", spend=60 * minutes)
     with layer_dropout(model, 0.1):
-        result = train(model, language.batches(lot, steps), loss, config, progress=progress)
+        result = train(model, batches, loss, config, progress=progress)
     return model.eval(), result.steps, statistics.fmean(row["loss"] for row in result.history[-10:]), result.seconds / 60
 
 

@@ -26,7 +26,7 @@ import argparse
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ from lissome.nn.moe.layer import MoE
 from lissome.nn.moe.specialise import expert_use
 from lissome.nn.moe.watch import watching
 from lissome.report.markdown import markdown_table
-from lissome.train.batches import LABELS
+from lissome.train.batches import WindowBatches, next_tokens
 from lissome.train.config import TrainConfig
 from lissome.train.experts import Balance, balanced
 from lissome.train.finetune import language_loss
@@ -233,32 +233,11 @@ class Texts:
     def _windows(self, texts: Sequence[str], end: int, count: int) -> list[np.ndarray]:
         order = np.random.default_rng(0).permutation(len(texts))
         found = []
-        for window in pack(token_ids((texts[i] for i in order), self.tokenizer), LENGTH + 1, end):
-            found.append(window.ids.astype(np.int64))
+        for window in pack(token_ids((texts[i] for i in order), self.tokenizer), LENGTH, end):
+            found.append(window.ids)
             if len(found) == count:
                 break
         return found
-
-    def batch(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """input_ids and labels [n, LENGTH]."""
-        ids = torch.from_numpy(np.stack(windows))
-        return {"input_ids": ids[:, :-1].contiguous(), LABELS: ids[:, 1:].contiguous()}
-
-
-class Shuffled:
-    """The windows in batches, in an order that depends on the seed alone."""
-
-    def __init__(self, texts: Texts, seed: int):
-        self.texts, self.seed = texts, seed
-
-    def __len__(self) -> int:
-        return len(self.texts.windows) // SIZE
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches from the `start`-th on."""
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.texts.windows))
-        for at in range(start, len(self)):
-            yield self.texts.batch([self.texts.windows[i] for i in order[at * SIZE : (at + 1) * SIZE]])
 
 
 def small(given: argparse.Namespace, way: str, seed: int) -> Any:
@@ -282,16 +261,16 @@ def initialised(model: Any) -> Any:
 def learned(given: argparse.Namespace, texts: Texts, way: str, seed: int, cache: Cache, progress: Progress) -> Document:
     """One model trained and tested, from the cache after the first time."""
     shaping = {name: getattr(given, name) for name in ("steps", "small", "lr", "rate")}
-    key = digest("experts-3", texts.fingerprint, way, seed, shaping, torch.__version__)
+    key = digest("experts-4", texts.fingerprint, way, seed, shaping, torch.__version__)
     kept: Document | None = cache.get("experts-results", key)
     if kept is not None and not (given.out and way == "bias" and seed == given.seeds[0]):
         return kept
     model, balance = initialised(small(given, way, seed)), Balance()
     config = TrainConfig(steps=given.steps, lr=given.lr, schedule="cosine", precision="fp32", weight_decay=0.1, seed=seed)
-    result = train(model, Shuffled(texts, seed), balanced(language_loss()), config, callbacks=[balance], progress=progress, identity=key)
-    loss = language_loss()
+    loss, batches = language_loss(), WindowBatches(texts.windows, SIZE, seed=seed)
+    result = train(model, batches, balanced(loss), config, callbacks=[balance], progress=progress, identity=key)
     with torch.no_grad():
-        tested = [float(loss(model, texts.batch(texts.tests[at : at + SIZE]))) for at in range(0, len(texts.tests) - SIZE + 1, SIZE)]
+        tested = [float(loss(model, next_tokens(texts.tests[at : at + SIZE]))) for at in range(0, len(texts.tests) - SIZE + 1, SIZE)]
     experts = [layer.experts for layer in layers_of(model)]
     total = sum(one.numel() for one in model.parameters())
     routed = sum(one.numel() for every in experts for one in every.parameters())

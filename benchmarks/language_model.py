@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.task import Split, Task
 from lissome.data.sources import fetch
-from lissome.nn.likelihood import IGNORED
 from lissome.nn.load import as_model, save_model
-from lissome.train.batches import LABELS
+from lissome.train.batches import WindowBatches
 from lissome.train.config import TrainConfig
 from lissome.train.finetune import language_loss, trained_once
 from lissome.train.loop import train
@@ -72,23 +70,6 @@ def bytes_task(cache: Cache, progress: Progress) -> Task:
     return Task("bytes", "language-modelling", splits, collate, score, mark, "benchmarks/language_model.py", exact=False)
 
 
-class Windows:
-    """The train split in batches, shuffled anew in every epoch."""
-
-    def __init__(self, task: Task):
-        self.rows = task.splits["train"].inputs
-
-    def __len__(self) -> int:
-        return len(self.rows) // BATCH
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches from the `start`-th on."""
-        order = np.random.default_rng(number).permutation(len(self.rows))
-        for at in range(start, len(self)):
-            ids = torch.from_numpy(collate([self.rows[i] for i in order[at * BATCH : (at + 1) * BATCH]])["input_ids"])
-            yield {"input_ids": ids, LABELS: torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)}
-
-
 def bytes_model(cache: Cache, progress: Progress, training: TrainConfig = TRAINING) -> tuple[Model, Task]:
     """The model, trained the first time, and its task."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -99,7 +80,7 @@ def bytes_model(cache: Cache, progress: Progress, training: TrainConfig = TRAINI
     model = as_model(fresh, "bytes")
 
     def make(empty: Path, checkpoints: Path) -> None:
-        train(fresh, Windows(task), language_loss(), training, resume=checkpoints, progress=progress)
+        train(fresh, WindowBatches(task.splits["train"].inputs, BATCH), language_loss(), training, resume=checkpoints, progress=progress)
         save_model(as_model(fresh, "bytes"), empty)
 
     key = digest("bytes model", 1, SIZES, training.model_dump(exclude={"checkpoint_every"}), task.fingerprint)

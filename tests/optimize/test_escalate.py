@@ -184,7 +184,7 @@ def test_a_plan_that_is_off_is_solved_again_for_a_tighter_limit(here, monkeypatc
     monkeypatch.setattr(shrink, "_solved", lambda menus, budgets, together: asked.append(budgets[1]) or solved(menus, budgets, together))
     real = shrink.missed
     size = Contract(size="2x").limit("size")
-    monkeypatch.setattr(shrink, "missed", lambda bench, row: [Reading(size, 3.0, 1.5, None)] if len(asked) < 2 else real(bench, row))
+    monkeypatch.setattr(shrink, "missed", lambda bench, row, share: [Reading(size, 3.0, 1.5, None)] if len(asked) < 2 else real(bench, row, share))
     assert shrink.plan(bench, base, probe_of(bench)) is not None
     assert len(asked) == 2
     assert asked[1] < asked[0] < 0
@@ -194,9 +194,9 @@ def test_a_plan_whose_median_alone_keeps_a_limit_is_taken_where_none_is_surer(he
     bench = make_bench(load_model("tiny_model:build"), load_task(str(here / "task.yaml")), Contract(size="2x"), identify(), Cache(), Heard())
     base = shrink.ground(bench, built(bench, ORIGINAL), [Option(engine="onnxruntime", precision="fp32")])
     figure = Measurement("size", 2.1, 1.9, 2.3, "x", 9, "measured", "any", 0.95)
-    monkeypatch.setattr(shrink, "missed", lambda bench, row: [Reading(Contract(size="2x").limit("size"), 1.9, 2 / 1.9, figure)])
+    monkeypatch.setattr(shrink, "missed", lambda bench, row, share: [Reading(Contract(size="2x").limit("size"), 1.9, 2 / 1.9, figure)])
     assert shrink.plan(bench, base, probe_of(bench)) is not None
-    monkeypatch.setattr(shrink, "missed", lambda bench, row: [Reading(Contract(size="3x").limit("size"), 1.9, 3 / 1.9, figure)])
+    monkeypatch.setattr(shrink, "missed", lambda bench, row, share: [Reading(Contract(size="3x").limit("size"), 1.9, 3 / 1.9, figure)])
     assert shrink.plan(bench, base, probe_of(bench)) is None
 
 

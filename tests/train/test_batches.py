@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lissome.core.errors import BadConfig, BadInput, BadTask
 from lissome.core.task import Split
-from lissome.train.batches import Batches, Plain, ordered, weight
+from lissome.train.batches import Batches, Ordered, Plain, WindowBatches, ordered, weight
 from tests.train.small import loader, number_task, word_task
 
 WORDS = word_task()
@@ -118,3 +118,19 @@ def test_weight_counts_what_the_mean_is_over():
     assert weight((torch.zeros(4, 2), torch.zeros(4))) == 4
     assert weight(torch.zeros(6, 1)) == 6
     assert weight("anything") == 1
+
+
+def test_windows_in_batches_say_what_comes_next():
+    windows = [np.arange(start, start + 6, dtype=np.int32) for start in range(0, 70, 10)]
+    batches = WindowBatches(windows, 3, seed=1)
+    epochs = [[batch["input_ids"][:, 0].tolist() for batch in batches.epoch(number)] for number in (0, 0, 1)]
+    assert len(batches) == 2
+    assert epochs[0] == epochs[1] != epochs[2]
+    assert len({row for rows in epochs[0] for row in rows}) == 6, "no window twice, and one is left over"
+    assert [batch["input_ids"][:, 0].tolist() for batch in batches.epoch(0, 1)] == epochs[0][1:]
+    batch = next(batches.epoch(0))
+    assert torch.equal(batch["labels"][:, :-1], batch["input_ids"][:, 1:])
+    assert (batch["labels"][:, -1] == -100).all()
+    assert isinstance(batches, Ordered)
+    with pytest.raises(BadConfig, match="7 windows give no batch of 8"):
+        WindowBatches(windows, 8)

@@ -15,7 +15,7 @@ from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.tables import Row, free_ram, subject
 
-ROUNDS = 15
+ROUNDS = 31
 MEMORY_RUNS = 3
 """Fresh processes whose peak memory is taken when no limit asks for more: the interval is their smallest and largest."""
 

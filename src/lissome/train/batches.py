@@ -9,9 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from lissome.core.errors import BadConfig, BadInput, BadTask
 from lissome.core.task import SplitName, Task
+from lissome.nn.likelihood import IGNORED
 
 LABELS = "labels"
 """Name of the targets in a batch, as transformers calls them."""
@@ -86,6 +88,33 @@ def _lengths(task: Task, inputs: Sequence[Any], chunk: int = 256) -> np.ndarray:
     return np.concatenate([np.asarray(piece["attention_mask"]).sum(axis=1) for piece in pieces])
 
 
+class WindowBatches:
+    """Windows of tokens in shuffled batches, whole ones alone: {"input_ids", "labels"} [size, length], a token's label being the next one, the last's none.
+
+    windows: [length] int each, all of one length, as `data.packing.pack` cuts them. Raises BadConfig where they do not fill a batch.
+    """
+
+    def __init__(self, windows: Sequence[np.ndarray], size: int = 32, *, seed: int = 0):
+        if not 1 <= size <= len(windows):
+            raise BadConfig(f"{len(windows):,} windows give no batch of {size}.", expected="a batch size of at least 1, and as many windows")
+        self.windows, self.size, self.seed = windows, size, seed
+
+    def __len__(self) -> int:
+        return len(self.windows) // self.size
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of epoch `number`, a pure function of the seed and `number`, from the `start`-th on."""
+        order = np.random.default_rng([self.seed, number]).permutation(len(self.windows))
+        for at in range(start, len(self)):
+            yield next_tokens([self.windows[i] for i in order[at * self.size : (at + 1) * self.size]])
+
+
+def next_tokens(windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Windows [length] as one batch whose labels are the next tokens."""
+    ids = torch.from_numpy(np.stack(windows).astype(np.int64))
+    return {"input_ids": ids, LABELS: functional.pad(ids[:, 1:], (0, 1), value=IGNORED)}
+
+
 class Plain:
     """Any loader or list as Ordered batches.
 
@@ -135,7 +164,7 @@ def weight(batch: Any) -> int:
     """
     labels = batch.get(LABELS) if isinstance(batch, Mapping) else None
     if isinstance(labels, torch.Tensor):
-        return int((labels != -100).sum()) if not labels.is_floating_point() else len(labels)
+        return int((labels != IGNORED).sum()) if not labels.is_floating_point() else len(labels)
     first = next((value for value in _tensors(batch) if value.ndim), None)
     return len(first) if first is not None else 1
 
