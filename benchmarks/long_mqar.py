@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +37,13 @@ class Sizes:
     tested: int = 256
 
 
+STAGES = ((0.5, 8), (0.75, 4))
+"""Until this share of the steps, examples are so many times shorter, with as many fewer pairs: nothing is learned from long ones alone in so few steps.
+Zoology's training examples are of several lengths too."""
+
+
 class Fresh:
-    """New examples at every step, the same for every way of attending."""
+    """New examples at every step, the same for every way of attending; short ones first, as many tokens a step."""
 
     def __init__(self, sizes: Sizes, seed: int):
         self.sizes, self.seed = sizes, seed
@@ -48,7 +54,9 @@ class Fresh:
     def epoch(self, number: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         """Batches from the `start`-th on."""
         for step in range(start, len(self)):
-            yield batch(self.sizes, self.sizes.size, (self.seed * 1000 + number) * len(self) + step)
+            times = next((times for share, times in STAGES if step < share * len(self)), 1)
+            own = dataclasses.replace(self.sizes, length=self.sizes.length // times, pairs=max(1, self.sizes.pairs // times))
+            yield batch(own, self.sizes.size * times, (self.seed * 1000 + number) * len(self) + step)
 
 
 def batch(sizes: Sizes, count: int, seed: int) -> dict[str, torch.Tensor]:

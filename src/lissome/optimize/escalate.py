@@ -272,7 +272,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
 
 
 def distil_longer(climb: Climb) -> list[Row]:
-    """The same smaller shape, taught for longer."""
+    """The same smaller shape, taught for longer, as it is and in int8."""
     shape = climb.shape
     if shape is None:
         raise CannotHelp("There is no smaller shape to teach")
@@ -283,7 +283,12 @@ def distil_longer(climb: Climb) -> list[Row]:
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
     epochs = shrink.epochs(climb.bench, shrink.LONG)
     check_time(climb.bench, "longer lessons for the smaller model", epochs * climb.epoch, climb.epoch)
-    return taught_rows(climb, shape, epochs)
+    rows = taught_rows(climb, shape, epochs)
+    try:
+        return [*rows, *small_in_int8(climb)]
+    except (CannotHelp, OutOfTime) as reason:
+        climb.bench.progress.say(f"Not tried: the longer taught model in int8. {str(reason).rstrip('.')}.")
+        return rows
 
 
 def int8_by_layer(options: Sequence[Option]) -> list[Option]:

@@ -50,6 +50,8 @@ MENDS = 5
 CHECK_ROUNDS = 45
 """Rounds in which a plan is timed, and what is made of it: with the nine of a table, an interval is a tenth of the median to either side, and so much would
 be cut in vain."""
+WASTE = 0.05
+"""Of what the limits allow: a plan that leaves more is tried again larger, as every part that is cut in vain costs accuracy."""
 QUANTITIES = ("latency", "size", "memory")
 """What a change costs or saves, in the order of a choice's costs."""
 SPARE = 0.97
@@ -126,20 +128,24 @@ def unit_scores(bench: Bench, structure: Structure) -> dict[str, torch.Tensor]:
     return importance(bench.model, structure.groups, "taylor", loss=classification_loss(), batches=itertools.islice(batches, IMPORTANCE_BATCHES))
 
 
-def missed(bench: Bench, row: Row, share: float = 1.0) -> list[Reading]:
-    """The limits other than accuracy that a timed row, beside the original of its own run, does not keep; of those that are measured anew later, so large
-    a share of what they allow."""
+def readings_of(bench: Bench, row: Row) -> list[Reading]:
+    """How a timed row, beside the original of its own run, stands against the limits other than accuracy."""
     original = Row(ORIGINAL, result=row.original, original=row.original)
     size = len(bench.task.splits["test"])
     limits = [limit for limit in bench.contract.limits() if limit.quantity != "max_drop"]
-    readings = [read(row, original, limit, bench.contract.level, bench.machine.fingerprint, size) for limit in limits]
-    return [reading for reading in readings if reading.excess > (1.0 if reading.limit.quantity == "size" else share)]
+    return [read(row, original, limit, bench.contract.level, bench.machine.fingerprint, size) for limit in limits]
+
+
+def missed(bench: Bench, row: Row, share: float = 1.0) -> list[Reading]:
+    """The limits other than accuracy that a timed row does not keep; of those that are measured anew later, so large a share of what they allow."""
+    return [reading for reading in readings_of(bench, row) if reading.excess > (1.0 if reading.limit.quantity == "size" else share)]
 
 
 def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartChoice, ...], Point] | None:
     """The shape of least loss whose limits on speed and size hold when it is built and timed; None where none was found.
 
-    Where no plan's interval keeps a limit, one whose median does is taken: it is measured again, for longer, once it was taught.
+    A plan that misses is solved again for tighter budgets, one that then leaves much unused for budgets between. Where no plan's interval keeps a limit, one
+    whose median does is taken: it is measured again, for longer, once it was taught.
     """
     costs = savings(bench, base.structure, base.option, base.scores)
     harm = losses(bench, base.structure, probe, base.scores)
@@ -147,11 +153,11 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
     menus = [_menu(part, costs, harm) for part in base.structure.parts]
     together = _together(base, costs)
     bench.progress.say(f"Together the parts of {base.option.name} save {together[0]:.0%} of the time that they save one by one.")
-    likely = None
+    likely = held = loose = None  # held: what keeps the limits and its budgets; loose: the last budgets that did not
     for _ in range(MENDS + 1):
         bench.check_spend("a plan was found")
         point = _solved(menus, budgets, together)
-        if point is None:
+        if point is None or (held and point.picks == held[0][2].picks):
             break
         changes = [change for menu, pick in zip(menus, point.picks, strict=True) for change in menu[pick][1]]
         smaller = cut(base.structure, changes, base.scores)
@@ -162,22 +168,41 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
         over = missed(bench, row, SPARE)
         found = smaller, _choices(base.structure.parts, menus, point, costs, harm, bench), point
         if not over:
-            return found
+            spare = SPARE - max((reading.excess for reading in readings_of(bench, row)), default=SPARE)
+            held = found, budgets
+            if loose is None or spare < WASTE:
+                break
+            bench.progress.say(f"The plan leaves {spare:.0%} of what the limits allow; trying a larger shape.")
+            budgets = _between(budgets, loose)
+            continue
+        loose = budgets
+        if held:
+            budgets = _between(held[1], loose)
+            continue
         if likely is None and all(_median_holds(reading) for reading in over):
             likely = found
-        assert row.result is not None and row.original is not None
-        begun = (typical(row.original) * _share(base), *_spent(base.base)[1:])
-        off = [now - was - sum_ for now, was, sum_ in zip(_at_worst(row, over), begun, point.costs, strict=True)]
-        bench.progress.say(
-            f"The plan is not safely within {over[0].limit}: {over[0].figure}. It is {off[0]:+.2f} ms a call, {off[1]:+.2f} MB of files and {off[2]:+.1f} MB "
-            "of memory off what its parts add up to; solving again with that."
-        )
-        kinds = {reading.limit.quantity for reading in over}
-        least = [(1 - SPARE) * now for now in _spent(row)]
-        budgets = tuple(
-            _tightened(first, last, *step) if kind in kinds else last for kind, first, last, *step in zip(QUANTITIES, wanted, budgets, off, least, strict=True)
-        )
-    return likely
+        budgets = _tighter(bench, base, row, point, over, wanted, budgets)
+    return held[0] if held else likely
+
+
+def _tighter(bench: Bench, base: Ground, row: Row, point: Point, over: Sequence[Reading], wanted: Budgets, budgets: Budgets) -> Budgets:
+    """What to solve for after a plan for `budgets` that missed: the limits less what it was off its parts' sums."""
+    assert row.result is not None and row.original is not None
+    begun = (typical(row.original) * _share(base), *_spent(base.base)[1:])
+    off = [now - was - sum_ for now, was, sum_ in zip(_at_worst(row, over), begun, point.costs, strict=True)]
+    bench.progress.say(
+        f"The plan is not safely within {over[0].limit}: {over[0].figure}. It is {off[0]:+.2f} ms a call, {off[1]:+.2f} MB of files and {off[2]:+.1f} MB "
+        "of memory off what its parts add up to; solving again with that."
+    )
+    kinds = {reading.limit.quantity for reading in over}
+    least = [(1 - SPARE) * now for now in _spent(row)]
+    each = zip(QUANTITIES, wanted, budgets, off, least, strict=True)
+    return tuple(_tightened(first, last, *step) if kind in kinds else last for kind, first, last, *step in each)
+
+
+def _between(one: Budgets, other: Budgets) -> Budgets:
+    """Budgets halfway between two."""
+    return tuple(None if a is None or b is None else (a + b) / 2 for a, b in zip(one, other, strict=True))
 
 
 def _together(base: Ground, costs: Mapping[tuple[object, ...], Cost]) -> tuple[float, ...]:
