@@ -11,7 +11,7 @@ import pytest
 from lissome.core.contract import Contract
 from lissome.engines import measure, torch_eager
 from lissome.engines.table import ENGINES
-from lissome.optimize import tables, verify
+from lissome.optimize import shrink, tables, verify
 from lissome.optimize.run import Optimized, optimize
 
 MODEL = '''
@@ -108,6 +108,7 @@ def quick(patch: pytest.MonkeyPatch, problem: Path, cache_folder: Path) -> None:
     patch.setattr(measure, "SLICE_S", 0.005)
     patch.setattr(tables, "ROUNDS", 6)
     patch.setattr(verify, "ROUNDS", 7)
+    patch.setattr(shrink, "CHECK_ROUNDS", 7)
 
 
 @pytest.fixture
