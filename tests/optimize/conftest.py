@@ -108,6 +108,7 @@ def quick(patch: pytest.MonkeyPatch, problem: Path, cache_folder: Path) -> None:
     patch.setattr(measure, "SLICE_S", 0.005)
     patch.setattr(tables, "ROUNDS", 6)
     patch.setattr(verify, "ROUNDS", 7)
+    patch.setattr(verify, "NEAR_ROUNDS", 7)
     patch.setattr(shrink, "CHECK_ROUNDS", 7)
 
 

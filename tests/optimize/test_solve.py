@@ -64,6 +64,12 @@ def test_where_nothing_is_sure_the_likeliest_is_first_and_not_the_fastest():
     assert [row.option for row in solve(rows, Contract(max_drop="3%", latency="2x"), MACHINE, 5000).ranked] == [FAST, MIDDLE]
 
 
+def test_of_rows_alike_in_all_but_accuracy_the_more_accurate_is_first():
+    plain, trained = (Option(engine="onnxruntime", precision="mixed", change=change) for change in ("searched", "trained"))
+    rows = table(made(plain, 1.0, 150, 24, 20), made(trained, 1.02, 150, 24, 4))
+    assert [row.option for row in solve(rows, Contract(max_drop="4%", latency="2x"), MACHINE, 5000).ranked] == [trained, plain]
+
+
 def test_a_loose_drop_lets_the_fastest_through():
     solution = solve(three_ways(), Contract(max_drop="4%", latency="2x"), MACHINE, 5000)
     assert solution.ranked[0].option == FAST

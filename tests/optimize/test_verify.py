@@ -9,7 +9,7 @@ from lissome.core.cache import Cache
 from lissome.core.contract import Contract
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import certify_drop, drop_p_value
-from lissome.optimize.verify import Fresh, Tested, judge, record_use, rounds_needed, runs_for
+from lissome.optimize.verify import ROUNDS, Fresh, Tested, judge, record_use, rounds_needed, runs_for
 
 
 def figure(name: str, value: float, unit: str, spread: float = 0.05, method: str = "measured", confidence: float = 0.95) -> Measurement:
@@ -73,6 +73,7 @@ def test_too_few_repetitions_cannot_certify():
 def test_runs_for_a_level_enclose_the_median_that_often():
     assert [runs_for(level) for level in (0.5, 0.75, 0.95, 0.99)] == [2, 3, 6, 8]
     assert rounds_needed(Contract(latency="p95 10ms"), 8) * 8 >= 200
+    assert rounds_needed(Contract(latency="2x"), 8, near=True) > rounds_needed(Contract(latency="2x"), 8) == ROUNDS
 
 
 def test_an_unmeasured_quantity_cannot_be_certified():

@@ -159,15 +159,19 @@ def contenders(rows: Sequence[Row], contract: Contract, machine: str, test_size:
 
 
 def rank(rows: Sequence[Row], name: str) -> list[Row]:
-    """Rows by latency; of rows that are equally fast (within 3 %) the one with the plainer padding, then the smaller, comes first."""
+    """Rows by latency; of rows that are equally fast (within 3 %) the one with the plainer padding, then the smaller, then the more accurate comes first."""
     left, ranked = list(rows), []
     while left:
         bar = EQUAL * min(latency_of(row, name) for row in left)
         equal = [row for row in left if latency_of(row, name) <= bar]
-        best = min(equal, key=lambda row: (PLAINNESS.index(row.option.padding), row.size))
+        best = min(equal, key=lambda row: (PLAINNESS.index(row.option.padding), row.size, -_accuracy(row)))
         ranked.append(best)
         left = [row for row in left if row is not best]
     return ranked
+
+
+def _accuracy(row: Row) -> float:
+    return 0.0 if row.scores is None else float(row.scores.mean())
 
 
 def latency_of(row: Row, name: str) -> float:

@@ -13,9 +13,12 @@ from lissome.engines.measure import P95_CALLS, Result, measure, speedup, times_b
 from lissome.engines.process import EngineFailed
 from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
+from lissome.optimize.solve import read
 from lissome.optimize.tables import Row, free_ram, subject
 
-ROUNDS = 31
+ROUNDS, NEAR_ROUNDS = 15, 31
+NEAR = 0.9
+"""A limit on latency of which the tables say that more than this share is used is measured in NEAR_ROUNDS: fewer could not tell whether it is kept."""
 MEMORY_RUNS = 3
 """Fresh processes whose peak memory is taken when no limit asks for more: the interval is their smallest and largest."""
 
@@ -34,7 +37,7 @@ def measure_again(bench: Bench, original: Row, chosen: Row) -> Fresh:
     """Measure both again with more rounds; choosing the fastest of many rows favours lucky ones, so their figures are not reused."""
     machine, level = bench.machine.fingerprint, bench.contract.level
     subjects = [subject(bench, original, final=True), subject(bench, chosen, final=True)]
-    rounds = rounds_needed(bench.contract, len(subjects[0].batches))
+    rounds = rounds_needed(bench.contract, len(subjects[0].batches), _is_near(bench, chosen))
     run = measure(subjects, machine, rounds=rounds, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
     before, after = run.results
     for result in run.results:
@@ -45,10 +48,19 @@ def measure_again(bench: Bench, original: Row, chosen: Row) -> Fresh:
     return Fresh(figures[0], figures[1], speedups, run.noise.sentence)
 
 
-def rounds_needed(contract: Contract, batches: int) -> int:
-    """Rounds that give the confidence asked for; for a limit on p95 as many as its calls take."""
+def _is_near(bench: Bench, chosen: Row) -> bool:
+    """Whether a limit on latency is nearly used up, by what was measured before; so it is taken to be where nothing was."""
+    limit = bench.contract.limit("latency")
+    if limit is None or chosen.result is None or chosen.original is None:
+        return limit is not None
+    original = Row(ORIGINAL, result=chosen.original, original=chosen.original)
+    return read(chosen, original, limit, bench.contract.level, bench.machine.fingerprint, len(bench.task.splits["test"])).excess > NEAR
+
+
+def rounds_needed(contract: Contract, batches: int, near: bool = False) -> int:
+    """Rounds that give the confidence asked for; for a limit on p95 as many as its calls take. near: a limit on latency is nearly used up."""
     limit = contract.limit("latency")
-    rounds = max(ROUNDS, runs_for(contract.level))
+    rounds = max(NEAR_ROUNDS if near else ROUNDS, runs_for(contract.level))
     return max(rounds, -(-P95_CALLS // batches)) if limit and limit.name == "latency_p95" else rounds
 
 
