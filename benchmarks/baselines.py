@@ -70,9 +70,9 @@ def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, R
         found = high
     taught = shrink.taught(bench, at(found), f"{found:.0%} cut everywhere", (), float(lessons[1]), ())
     if base.precision == "mixed":
-        quantized, _ = precision.best_scales(taught.bench, probe_of(bench))
+        quantized = precision.best_scales(taught.bench, probe_of(bench))[0]
         if "trained in int8" in (result.manifest.plan.change or ""):
-            quantized, _ = precision.trained(taught.bench, quantized, bench.model)
+            quantized = precision.trained(taught.bench, quantized, bench.model)[0]
         taught = precision.varied(taught.bench, quantized, taught.change, (), ())
     form = formed(taught.bench, base)
     return f"uniform pruning, {found:.0%} cut everywhere, taught as long", Row(base, form, form_bytes(form), variant=taught)
