@@ -104,8 +104,7 @@ def from_parts(model: ModularModel, rounding: Rounding | None = None) -> Weights
     def layer(at: int, block: Any) -> Layer:
         matrices = {name: pack(rounded(f"layers.{at}.{name}", _floats(getattr(block.attention, f"{name}_proj").weight))) for name in ATTENTION}
         ffn, own = _ffn(block.ffn, layers[at].ffn, f"layers.{at}", rounded)
-        norms = (_floats(getattr(block, name).weight).numpy() for name in ("attention_norm", "ffn_norm"))
-        return Layer(*norms, matrices | own, ffn)
+        return Layer(_floats(block.attention_norm.weight).numpy(), _floats(block.ffn_norm.weight).numpy(), matrices | own, ffn)
 
     def table(name: str, owner: Any, own: str) -> Packed:
         parts = [_floats(getattr(owner, one).weight) for one in (own, "added") if getattr(owner, one) is not None]
