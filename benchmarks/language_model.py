@@ -83,5 +83,5 @@ def bytes_model(cache: Cache, progress: Progress, training: TrainConfig = TRAINI
         train(fresh, WindowBatches(task.splits["train"].inputs, BATCH), language_loss(), training, resume=checkpoints, progress=progress)
         save_model(as_model(fresh, "bytes"), empty)
 
-    key = digest("bytes model", 1, SIZES, training.model_dump(exclude={"checkpoint_every"}), task.fingerprint)
+    key = digest("bytes model", 2, SIZES, training.model_dump(exclude={"checkpoint_every"}), task.fingerprint)
     return trained_once(cache, "finetune", key, model, make), task

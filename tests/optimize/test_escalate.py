@@ -223,9 +223,9 @@ def test_an_option_that_cannot_be_built_is_not_planned_for(here, monkeypatch):
 
 
 @pytest.mark.parametrize(("epoch", "order"), [
-    (600, ["scales", "float", "trained", "smaller", "small int8", "longer"]),
-    (60, ["scales", "trained", "float", "smaller", "small int8", "longer"]),
-    (1, ["scales", "trained", "float", "smaller", "longer", "small int8"]),
+    (600, ["scales", "float", "trained", "smaller", "small int8", "longer", "longer int8"]),
+    (60, ["scales", "trained", "float", "smaller", "small int8", "longer", "longer int8"]),
+    (1, ["scales", "trained", "float", "smaller", "longer", "small int8", "longer int8"]),
 ])  # fmt: skip
 def test_of_two_rungs_that_build_on_one_the_shorter_comes_first(here, tmp_path, monkeypatch, epoch, order):
     monkeypatch.setattr(shrink, "seconds_per_epoch", lambda bench: epoch)
@@ -234,7 +234,7 @@ def test_of_two_rungs_that_build_on_one_the_shorter_comes_first(here, tmp_path, 
     while left:
         found.append(escalate.cheapest(left, climb))
         left.remove(found[-1])
-    names = ["scales", "float", "trained", "smaller", "small int8", "longer"]
+    names = ["scales", "float", "trained", "smaller", "small int8", "longer", "longer int8"]
     assert [names[escalate.RUNGS.index(rung)] for rung in found] == order
 
 

@@ -185,3 +185,5 @@ def test_without_time_for_a_step_the_scales_of_the_smaller_model_are_judged_alon
     rows = escalate.small_in_int8(climb)
     assert [row.option.change for row in rows] == ["smaller, int8 scales searched"]
     assert "Without training: the time was up before the first step of a training." in heard.said
+    with pytest.raises(CannotHelp, match="no smaller model to quantise"):
+        escalate.small_in_int8(climb)  # once for every lesson: what is taught for longer is quantised anew, and nothing else twice

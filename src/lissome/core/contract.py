@@ -159,6 +159,10 @@ class Contract(Config):
         given = {q: getattr(self, q) for q in ("max_drop", "latency", "memory", "size", "energy")}
         return [parse_limit(q, text) for q, text in given.items() if text is not None]  # type: ignore[arg-type]
 
+    def costs(self) -> list[Limit]:
+        """The limits other than that on accuracy."""
+        return [limit for limit in self.limits() if limit.quantity != "max_drop"]
+
     def limit(self, quantity: Quantity) -> Limit | None:
         """The limit on one quantity, if set."""
         return next((one for one in self.limits() if one.quantity == quantity), None)

@@ -75,11 +75,15 @@ def window_log_likelihoods(module: nn.Module, batch: Mapping[str, torch.Tensor])
 
     batch: input_ids [n, length], and attention_mask [n, length] where windows are padded on the right. Memory beyond the trunk's is bounded.
     """
-    ids = batch["input_ids"]
-    following = functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+    targets = following(batch["input_ids"])
     if "attention_mask" in batch:
-        following = following.masked_fill(functional.pad(batch["attention_mask"][:, 1:], (0, 1)) == 0, IGNORED)
-    return token_log_likelihoods(module, batch, following)[:, :-1]
+        targets = targets.masked_fill(functional.pad(batch["attention_mask"][:, 1:], (0, 1)) == 0, IGNORED)
+    return token_log_likelihoods(module, batch, targets)[:, :-1]
+
+
+def following(ids: torch.Tensor) -> torch.Tensor:
+    """The targets of ids [n, length]: each token's next one, IGNORED for the last."""
+    return functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
 
 
 def _chosen(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

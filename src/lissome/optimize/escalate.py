@@ -54,7 +54,7 @@ class Climb:
     """Where the climb stands. rows: everything tried, the original first.
 
     quantized, steps: the int8 model that two rungs on precision build on, and how it came about. shape, small: the smaller model that a rung planned,
-    and what it was after its last lessons.
+    and what it was after its last lessons, until it is quantised.
     """
 
     bench: Bench
@@ -272,7 +272,7 @@ def prune_and_distil(climb: Climb) -> list[Row]:
 
 
 def distil_longer(climb: Climb) -> list[Row]:
-    """The same smaller shape, taught for longer, as it is and in int8."""
+    """The same smaller shape, taught for longer."""
     shape = climb.shape
     if shape is None:
         raise CannotHelp("There is no smaller shape to teach")
@@ -283,12 +283,7 @@ def distil_longer(climb: Climb) -> list[Row]:
         raise CannotHelp("The smaller shape misses more than the limit on accuracy")
     epochs = shrink.epochs(climb.bench, shrink.LONG)
     check_time(climb.bench, "longer lessons for the smaller model", epochs * climb.epoch, climb.epoch)
-    rows = taught_rows(climb, shape, epochs)
-    try:
-        return [*rows, *small_in_int8(climb)]
-    except (CannotHelp, OutOfTime) as reason:
-        climb.bench.progress.say(f"Not tried: the longer taught model in int8. {str(reason).rstrip('.')}.")
-        return rows
+    return taught_rows(climb, shape, epochs)
 
 
 def int8_by_layer(options: Sequence[Option]) -> list[Option]:
@@ -308,7 +303,8 @@ def taught_rows(climb: Climb, shape: Shape, epochs: float) -> list[Row]:
 
 def small_in_int8(climb: Climb) -> list[Row]:
     """The smaller model in static int8 with the best of several ways to find scales, and the same after training with its rounding in place."""
-    bench, small, shape, limit = climb.bench, climb.small, climb.shape, climb.bench.contract.limit("max_drop")
+    bench, shape, limit = climb.bench, climb.shape, climb.bench.contract.limit("max_drop")
+    small, climb.small = climb.small, None
     if small is None or shape is None:
         raise CannotHelp("There is no smaller model to quantise")
     options = int8_by_layer(shape.options)
@@ -350,12 +346,13 @@ def _room(climb: Climb, found: precision.Table) -> float | None:
     return shrink.SPARE * allowed - now
 
 
-SCALES, TRAINED, SMALLER = "better int8 scales", "training with int8 in place", "prune and distil"
+SCALES, TRAINED, SMALLER, LONGER = "better int8 scales", "training with int8 in place", "prune and distil", "distil for longer"
 RUNGS = (
     Rung(SCALES, better_scales, lambda _: TABLE_S),
     Rung("sensitive layers in float", layers_in_float, lambda _: 2 * TABLE_S, SCALES),
     Rung(TRAINED, quantised_training, lambda climb: 2 * precision.QAT_EPOCHS * climb.epoch, SCALES),
     Rung(SMALLER, prune_and_distil, lambda climb: 3 * TABLE_S + shrink.epochs(climb.bench, shrink.EPOCHS) * climb.epoch, TRAINED),  # which is always less
     Rung("the smaller model in int8", small_in_int8, lambda climb: TABLE_S + 2 * precision.QAT_EPOCHS * climb.epoch, SMALLER),
-    Rung("distil for longer", distil_longer, lambda climb: shrink.epochs(climb.bench, shrink.LONG) * climb.epoch, SMALLER),
+    Rung(LONGER, distil_longer, lambda climb: shrink.epochs(climb.bench, shrink.LONG) * climb.epoch, SMALLER),
+    Rung("the longer taught model in int8", small_in_int8, lambda climb: TABLE_S + 2 * precision.QAT_EPOCHS * climb.epoch, LONGER),
 )

@@ -149,8 +149,7 @@ def _holds_again(bench: Bench, original: Row, solution: Solution) -> tuple[Row, 
             row.trouble = error.what
             continue
         first = first or (row, fresh)
-        limits = [limit for limit in bench.contract.limits() if limit.quantity != "max_drop"]
-        if all(figure_clause(limit, fresh, bench.contract.level).status == "met" for limit in limits):
+        if all(figure_clause(limit, fresh, bench.contract.level).status == "met" for limit in bench.contract.costs()):
             return row, fresh
         row.notes.append("kept the limits in the tables but not when measured again")
     if first is None:

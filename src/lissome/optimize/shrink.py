@@ -27,7 +27,7 @@ from lissome.optimize.bench import Bench, Variant, vary
 from lissome.optimize.costs import Cost, losses, megabytes, savings, typical, variant_row
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.sensitivity import HARDEST, Probe
-from lissome.optimize.solve import Reading, read
+from lissome.optimize.solve import Reading, read_cost
 from lissome.optimize.structure import Change, Part, Structure, cut, structure_of
 from lissome.optimize.tables import ROUNDS, Row, side_by_side
 from lissome.train.batches import Batches
@@ -130,10 +130,7 @@ def unit_scores(bench: Bench, structure: Structure) -> dict[str, torch.Tensor]:
 
 def readings_of(bench: Bench, row: Row) -> list[Reading]:
     """How a timed row, beside the original of its own run, stands against the limits other than accuracy."""
-    original = Row(ORIGINAL, result=row.original, original=row.original)
-    size = len(bench.task.splits["test"])
-    limits = [limit for limit in bench.contract.limits() if limit.quantity != "max_drop"]
-    return [read(row, original, limit, bench.contract.level, bench.machine.fingerprint, size) for limit in limits]
+    return [read_cost(row, limit, bench.contract.level, bench.machine.fingerprint) for limit in bench.contract.costs()]
 
 
 def missed(bench: Bench, row: Row, share: float = 1.0) -> list[Reading]:
@@ -149,15 +146,15 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
     """
     costs = savings(bench, base.structure, base.option, base.scores)
     harm = losses(bench, base.structure, probe, base.scores)
-    wanted = budgets = _budgets(bench, base)
+    wanted = budgets = kept = _budgets(bench, base)
     menus = [_menu(part, costs, harm) for part in base.structure.parts]
     together = _together(base, costs)
     bench.progress.say(f"Together the parts of {base.option.name} save {together[0]:.0%} of the time that they save one by one.")
-    likely = held = loose = None  # held: what keeps the limits and its budgets; loose: the last budgets that did not
+    likely = held = loose = None  # held: the last plan that is safely within the limits, found for `kept`; loose: the last budgets whose plan is not
     for _ in range(MENDS + 1):
         bench.check_spend("a plan was found")
         point = _solved(menus, budgets, together)
-        if point is None or (held and point.picks == held[0][2].picks):
+        if point is None or (held and point.picks == held[2].picks):
             break
         changes = [change for menu, pick in zip(menus, point.picks, strict=True) for change in menu[pick][1]]
         smaller = cut(base.structure, changes, base.scores)
@@ -167,22 +164,18 @@ def plan(bench: Bench, base: Ground, probe: Probe) -> tuple[Model, tuple[PartCho
             break
         over = missed(bench, row, SPARE)
         found = smaller, _choices(base.structure.parts, menus, point, costs, harm, bench), point
-        if not over:
+        if over:
+            loose = budgets
+            if likely is None and all(_median_holds(reading) for reading in over):
+                likely = found
+        else:
+            held, kept = found, budgets
             spare = SPARE - max((reading.excess for reading in readings_of(bench, row)), default=SPARE)
-            held = found, budgets
             if loose is None or spare < WASTE:
                 break
             bench.progress.say(f"The plan leaves {spare:.0%} of what the limits allow; trying a larger shape.")
-            budgets = _between(budgets, loose)
-            continue
-        loose = budgets
-        if held:
-            budgets = _between(held[1], loose)
-            continue
-        if likely is None and all(_median_holds(reading) for reading in over):
-            likely = found
-        budgets = _tighter(bench, base, row, point, over, wanted, budgets)
-    return held[0] if held else likely
+        budgets = _between(kept, loose) if held else _tighter(bench, base, row, point, over, wanted, budgets)
+    return held or likely
 
 
 def _tighter(bench: Bench, base: Ground, row: Row, point: Point, over: Sequence[Reading], wanted: Budgets, budgets: Budgets) -> Budgets:

@@ -53,9 +53,14 @@ class Reading:
 
 def read(row: Row, original: Row, limit: Limit, confidence: float, machine: str, test_size: int, sure: float = SURE) -> Reading:
     """Hold a usable row against a limit. sure: with what probability the test split must confirm a limit on accuracy."""
-    assert row.result is not None and row.original is not None
     if limit.quantity == "max_drop":
         return _read_drop(row, original, limit, confidence, test_size, sure)
+    return read_cost(row, limit, confidence, machine)
+
+
+def read_cost(row: Row, limit: Limit, confidence: float, machine: str) -> Reading:
+    """Hold a timed row, beside the original of its own run, against a limit other than that on accuracy."""
+    assert row.result is not None and row.original is not None
     figure = row.result.figure(limit.name, machine, confidence)
     if figure is None or figure.method == "estimated":
         return Reading(limit, math.inf, math.inf, figure)

@@ -13,7 +13,7 @@ from lissome.engines.measure import P95_CALLS, Result, measure, speedup, times_b
 from lissome.engines.process import EngineFailed
 from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
-from lissome.optimize.solve import read
+from lissome.optimize.solve import read_cost
 from lissome.optimize.tables import Row, free_ram, subject
 
 ROUNDS, NEAR_ROUNDS = 15, 31
@@ -53,8 +53,7 @@ def _is_near(bench: Bench, chosen: Row) -> bool:
     limit = bench.contract.limit("latency")
     if limit is None or chosen.result is None or chosen.original is None:
         return limit is not None
-    original = Row(ORIGINAL, result=chosen.original, original=chosen.original)
-    return read(chosen, original, limit, bench.contract.level, bench.machine.fingerprint, len(bench.task.splits["test"])).excess > NEAR
+    return read_cost(chosen, limit, bench.contract.level, bench.machine.fingerprint).excess > NEAR
 
 
 def rounds_needed(contract: Contract, batches: int, near: bool = False) -> int:

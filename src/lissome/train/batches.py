@@ -9,11 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from lissome.core.errors import BadConfig, BadInput, BadTask
 from lissome.core.task import SplitName, Task
-from lissome.nn.likelihood import IGNORED
+from lissome.nn.likelihood import IGNORED, following
 
 LABELS = "labels"
 """Name of the targets in a batch, as transformers calls them."""
@@ -112,7 +111,7 @@ class WindowBatches:
 def next_tokens(windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
     """Windows [length] as one batch whose labels are the next tokens."""
     ids = torch.from_numpy(np.stack(windows).astype(np.int64))
-    return {"input_ids": ids, LABELS: functional.pad(ids[:, 1:], (0, 1), value=IGNORED)}
+    return {"input_ids": ids, LABELS: following(ids)}
 
 
 class Plain:

@@ -23,7 +23,7 @@ from lissome.data import load_task
 from lissome.data.packing import pack, text_files, texts, token_ids
 from lissome.kernels.decoder.native import Weights
 from lissome.kernels.decoder.packed import Codes
-from lissome.nn.decoder.checkpoint import Checkpoint, open_checkpoint, spoken
+from lissome.nn.decoder.checkpoint import Checkpoint, open_checkpoint, read_json, spoken
 from lissome.nn.decoder.folder import DESCRIPTION, load_decoder, save_decoder, weights_bytes
 from lissome.nn.decoder.gguf import BLOCK, read_gguf
 from lissome.nn.decoder.gguf_out import save_gguf
@@ -77,7 +77,7 @@ def pack_to(
         config = config or RoundConfig()
         rounding = by_weights(config)
         progress.stage("reading the model")
-        module, (tokenizer, about) = load_model(str(path)).module, spoken(path)
+        module, (tokenizer, about) = load_model(str(path)).module, spoken(path, read_json(path / "config.json") or {})
         progress.stage(f"rounding its matrices ({config.method})")
         weights = from_module(module, rounding, ref)
         save_decoder(weights, out, tokenizer, about)

@@ -82,7 +82,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _from_folder(folder: Path) -> Checkpoint:
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise BadModel("it has no config.json", where=str(folder), expected="a Hugging Face folder of a Llama-shaped model")
     shape = shape_of(config, str(folder))
@@ -99,15 +99,15 @@ def _from_folder(folder: Path) -> Checkpoint:
             raise BadModel(f'there is no tensor "{stored}"', where=str(folder), expected="all weights of the model that config.json describes")
         return _finite(files[stored].floats(stored), stored, str(folder))
 
-    return Checkpoint(shape, read, *spoken(folder), str(folder))
+    return Checkpoint(shape, read, *spoken(folder, config), str(folder))
 
 
-def spoken(folder: Path) -> tuple[Tokenizer, About]:
-    """The tokenizer beside a model, and how the model is to be used. Raises BadModel where there is no fast tokenizer."""
+def spoken(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, About]:
+    """The tokenizer beside a model, and how the model is to be used. config: of its config.json. Raises BadModel where there is no fast tokenizer."""
     if not (folder / TOKENIZER).is_file():
         raise BadModel(f"it has no {TOKENIZER}", where=str(folder), do="save the model's fast tokenizer beside it")
     tokenizer = read_tokenizer(folder / TOKENIZER, "save the model's fast tokenizer again")
-    return tokenizer, _about(folder, _json(folder / "config.json") or {})
+    return tokenizer, _about(folder, config)
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
@@ -194,8 +194,8 @@ def gguf_about(file: Gguf) -> About:
 
 def _about(folder: Path, config: Mapping[str, Any]) -> About:
     """What a Hugging Face folder says of how the model is to be used."""
-    told = _json(folder / "tokenizer_config.json") or {}
-    generation = _json(folder / "generation_config.json") or {}
+    told = read_json(folder / "tokenizer_config.json") or {}
+    generation = read_json(folder / "generation_config.json") or {}
     ends = [one for where in (generation, config) for one in _numbers(where.get("eos_token_id"))]
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.is_file() else told.get("chat_template")
@@ -207,7 +207,7 @@ def _numbers(value: Any) -> list[int]:
     return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """A file of keys and values; None where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from lissome.kernels.decoder.ffn import ACTIVATIONS, BY_NEURON, GATED, Experts, 
 from lissome.kernels.decoder.native import Layer, Weights
 from lissome.kernels.decoder.packed import Codes, Packed, chosen_rows, pack, pack_by_neuron
 from lissome.nn.decoder.check import check_weights
+from lissome.nn.decoder.checkpoint import read_json
 from lissome.nn.decoder.folder import ATTENTION
 from lissome.nn.decoder.weights import LLAMA_NAMES
 from lissome.nn.ffn.plan import FIELD as ACTIVATION_FIELD
@@ -40,7 +40,10 @@ CHANGING = ("dynamic", "longrope")
 
 def is_modular(folder: Path) -> bool:
     """Whether the decoder in a folder is more than a plain Llama: put together from parts, or with experts or silent neurons."""
-    architecture, config = (_json(folder / name) for name in ("architecture.json", "config.json"))
+    try:
+        architecture, config = (read_json(folder / name) or {} for name in ("architecture.json", "config.json"))
+    except BadModel:  # what reads the folder says what is wrong with it
+        return False
     return architecture.get("target") == FACTORY or any(config.get(field) for field in (EXPERTS_FIELD, ACTIVATION_FIELD))
 
 
@@ -234,12 +237,3 @@ def _lacks(part: str, where: str, expected: str | None = None) -> BadModel:
 
 def _floats(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().cpu()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """What a file says, nothing where there is none: what reads the folder says what is wrong with it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
