@@ -11,8 +11,8 @@ some texts, and greedy decoding of others is timed with and without drafts, inte
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "exits": part, "path": part, "drafts": part}; a part
 that was not run is null. exits, path: {"status", "sentence", "nearest": str, "blocks": share run, "drop": figure in points or null, "batch1", "batch32": % of
 the time saved, as figures or null, "exits": [{"after", "threshold", "share", "score"}], "seconds": of training}. drafts: {"parameters", "steps", "minutes",
-"loss", "layers", "tokens", "accepted": share, "same": share of tokens, "speedup": figure, "plain": tokens/s}. A figure is {"value", "low", "high", "unit",
-"n"}.
+"loss", "layers", "tokens", "head": tokens to choose among (null: all), "accepted": share, "same": share of tokens, "speedup": figure, "plain": tokens/s}. A
+figure is {"value", "low", "high", "unit", "n"}.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ LENGTH, BATCH, VOCABULARY = 128, 16, 4096
 SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 EARLY = (1, 2, 3)
 """Numbers of layers that may draft."""
+HEADS = (None, 512, 1024)
+"""Numbers of the most frequent tokens that a draft may choose among, None: all."""
 SAID, PROMPT = 96, 32
 
 
@@ -88,6 +90,7 @@ class Language:
         end = self.tokenizer.token_to_id(END)
         ids = [token_ids((documents[i] for i in part), self.tokenizer) for part in (order[held:], order[:held])]
         self.train, self.other = ([window.ids for window in pack(one, LENGTH, end)] for one in ids)
+        self.frequent = np.bincount(np.concatenate(self.train), minlength=VOCABULARY).argsort(kind="stable")[::-1].tolist()
 
 
 def llama() -> Any:
@@ -123,13 +126,14 @@ def said(reader: Any, sampler: Any, prompt: Sequence[int]) -> list[int]:
     return kept[len(prompt) :]
 
 
-def best_drafting(engine: Engine, prompts: list[list[int]], progress: Progress) -> Drafting:
-    """The quickest of all numbers of layers and drafts on these prompts."""
-    ways = [Drafting(layers=layers, tokens=tokens, least=least) for layers in EARLY for tokens in (2, 3, 5, 7) for least in (0.0, 0.4)]
+def best_drafting(engine: Engine, frequent: list[int], prompts: list[list[int]], progress: Progress) -> Drafting:
+    """The quickest of all numbers of layers, drafts and tokens to choose among on these prompts."""
+    grid = itertools.product(EARLY, (2, 3, 5, 7), (0.0, 0.4), HEADS)
+    ways = [Drafting(layers=layers, tokens=tokens, least=least, head=head) for layers, tokens, least, head in grid]
     progress.stage("choosing how to draft", len(ways))
     seconds = []
     for way in ways:
-        drafts = Speculative(engine, Sampler(Sampling()), way)
+        drafts = Speculative(engine, Sampler(Sampling()), way, frequent=frequent)
         begun = time.perf_counter()
         for prompt in prompts:
             said(drafts, drafts, prompt)
@@ -144,8 +148,8 @@ def drafts_part(given: argparse.Namespace, cache: Cache, progress: Progress) -> 
     model, steps, loss, minutes = learned(language, given.minutes, progress)
     engine = Engine(from_llama(model), language.tokenizer, capacity=PROMPT + SAID + 16)
     prompts = [window[:PROMPT].tolist() for window in language.other[: 4 + given.texts]]
-    way = best_drafting(engine, prompts[:4], progress)
-    drafts, plain, some = Speculative(engine, Sampler(Sampling()), way), Sampler(Sampling()), prompts[4:]
+    way = best_drafting(engine, language.frequent, prompts[:4], progress)
+    drafts, plain, some = Speculative(engine, Sampler(Sampling()), way, frequent=language.frequent), Sampler(Sampling()), prompts[4:]
     pairs = [(said(engine, plain, one), said(drafts, drafts, one)) for one in some]
     same = [a == b for one, other in pairs for a, b in zip(one, other, strict=True)]
     progress.stage("timing with and without drafts")
@@ -158,6 +162,7 @@ def drafts_part(given: argparse.Namespace, cache: Cache, progress: Progress) -> 
         "loss": loss,
         "layers": way.layers,
         "tokens": way.tokens,
+        "head": way.head,
         "accepted": drafts.accepted / max(1, drafts.drafted),
         "same": float(np.mean(same)),
         "speedup": figure(speedup(taken["plain"], taken["drafts"], identify().fingerprint)),
@@ -192,11 +197,12 @@ def table(document: Document) -> str:
         parts.insert(0, markdown_table(rows, head))
     drafts = document["drafts"]
     if drafts:
+        among = f" out of the {drafts['head']:,} most frequent" if drafts["head"] else ""
         stands, same = f"{100 * drafts['accepted']:.0f} %", f"{100 * drafts['same']:.2f} %"
         parts.append(
             f"Drafts: {drafts['parameters'] / 1e6:.1f}M parameters trained for {drafts['steps']} steps in {drafts['minutes']:.1f} minutes; {drafts['layers']} "
-            f"of {SHAPE['num_hidden_layers']} layers draft {drafts['tokens']} tokens, {stands} of which stand; {same} of the text's tokens are those of plain "
-            f"decoding, which says {drafts['plain']:.0f} tokens/s. Speed-up {spread(drafts['speedup'])}."
+            f"of {SHAPE['num_hidden_layers']} layers draft {drafts['tokens']} tokens{among}, {stands} of which stand; {same} of the text's tokens are those of "
+            f"plain decoding, which says {drafts['plain']:.0f} tokens/s. Speed-up {spread(drafts['speedup'])}."
         )
     return "\n\n".join([*parts, made_on(document)])
 
@@ -208,7 +214,7 @@ def main() -> None:
     parser.add_argument("--train-trunk", action="store_true", help="train the whole classifier with its exits")
     parser.add_argument("--minutes", type=float, default=5, help="that the decoder is trained")
     parser.add_argument("--texts", type=int, default=6, help="texts that decoding is timed on")
-    parser.add_argument("--seconds", type=float, default=10, help="that a timing takes")
+    parser.add_argument("--seconds", type=float, default=20, help="that a timing takes")
     given = parser.parse_args()
     publish(given, lambda progress: run(given, progress), table)
 
