@@ -68,7 +68,7 @@ def calls(length: int, dtype: torch.dtype, train: bool) -> dict[str, Call]:
         found |= flex(q, k, v, length)
         return {name: torch.no_grad()(call) for name, call in found.items()}
     grad = torch.randn(1, HEADS, length, DIM).to(dtype)
-    return {name: lambda call=call: torch.autograd.grad(call(), (q, k, v), grad) for name, call in found.items()}  # type: ignore[misc]
+    return {name: lambda call=call: torch.autograd.grad(call(), (q, k, v), grad) for name, call in found.items()}
 
 
 def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int) -> dict[str, Callable[[], torch.Tensor]]:

@@ -42,7 +42,7 @@ def uniformly_pruned(bench: Bench, result: Optimized, plan: Row) -> tuple[str, R
     lessons = re.search(r"distilled (\S+) epochs", result.manifest.plan.change or "")
     if lessons is None:
         return None
-    structure = structure_of(bench.model, bench.recipe.example)  # type: ignore[arg-type]
+    structure = structure_of(bench.model, bench.recipe.example)
     scores = shrink.unit_scores(bench, structure)
     base = Option(engine=plan.option.engine, precision=plan.option.precision, padding=plan.option.padding)
 

@@ -28,7 +28,7 @@ class Lissome:
 
         self.np, self.batch = np, Batch
         begun = time.perf_counter()
-        self.engine = open_engine(model, slots=slots, capacity=capacity, threads=threads, inputs=inputs)  # type: ignore[arg-type]
+        self.engine = open_engine(model, slots=slots, capacity=capacity, threads=threads, inputs=inputs)
         self.load = time.perf_counter() - begun
 
     def read(self, tokens: list[int], slot: int) -> None:

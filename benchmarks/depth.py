@@ -18,6 +18,7 @@ figure is {"value", "low", "high", "unit", "n"}.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import time
@@ -30,7 +31,6 @@ import torch
 from lissome.compress.exits import ExitsConfig, exit_early
 from lissome.compress.exits.decoders import draft_loss
 from lissome.compress.exits.run import Exited
-from lissome.compress.exits.run import plain as recorded
 from lissome.core.cache import Cache
 from lissome.core.progress import Progress
 from lissome.data.packing import pack, text_files, texts, token_ids
@@ -73,10 +73,10 @@ def exits_part(given: argparse.Namespace, rule: str, cache: Cache, progress: Pro
 
 def summary(found: Exited) -> Document:
     """What the documents keep of a record."""
-    record = recorded(found)
     times = {name.replace(" ", ""): figure(one) for name, one in found.saved.items()}
-    kept = {name: record[name] for name in ("status", "sentence", "nearest", "blocks", "exits", "seconds")}
-    return {**kept, "drop": figure(found.drop), "batch1": times.get("batch1"), "batch32": times.get("batch32")}
+    kept = {name: getattr(found, name) for name in ("status", "sentence", "nearest", "blocks", "seconds")}
+    exits = [dataclasses.asdict(one) for one in found.exits]
+    return {**kept, "exits": exits, "drop": figure(found.drop), "batch1": times.get("batch1"), "batch32": times.get("batch32")}
 
 
 class Language:

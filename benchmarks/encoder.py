@@ -85,7 +85,7 @@ def run(rounds: int, progress: Progress) -> dict[str, Any]:
         bench = make_bench(model, task, Contract(max_drop="1%", batch=size), machine, cache, progress)
         chosen, rows = lissomes_choice(bench)
         known = {row.option: row for row in rows}
-        ways = [(name, Option(engine=engine, precision=precision)) for name, engine, precision in ROWS]  # type: ignore[arg-type]
+        ways = [(name, Option(engine=engine, precision=precision)) for name, engine, precision in ROWS]
         ways = [(name, option) for name, option in ways if option in known and known[option].trouble is None] + [("lissome", chosen.option)]
         subjects = [subject(bench, name, option, build_form(bench.recipe, option.engine, option.precision, cache), size) for name, option in ways]
         measured = measure(subjects, machine.fingerprint, rounds=rounds, threads=bench.threads, progress=progress)

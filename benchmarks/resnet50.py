@@ -83,7 +83,7 @@ def run(rounds: int, progress: Progress) -> dict[str, Any]:
     homes = [(f"{whose}, {name}", home, built(home, option)) for whose, home in (("whole", bench), ("pruned", small)) for name, option in WAYS.items()]
     measured = measure([subject(home, row) for _, home, row in homes], machine.fingerprint, rounds=rounds, threads=bench.threads, progress=progress)
     targets = task.splits["test"].targets
-    every = [task.score(outputs(home, row.option, row.form, "test"), targets) for _, home, row in homes]  # type: ignore[arg-type]
+    every = [task.score(outputs(home, row.option, row.form, "test"), targets) for _, home, row in homes]
     rows = []
     for (name, _, row), result, scores in zip(homes, measured.results, every, strict=True):
         figures = {figure.name: figure for figure in result.figures(machine.fingerprint)}

@@ -76,7 +76,7 @@ def child(folder: Path, way: str, budget: int, tokens: int) -> Document:
     if streamed:
         predicted = streamed.predicted(from_disk=way == WAYS[2]).value
         if way == WAYS[2]:
-            streamed.mapped.drop = streamed.mapped.forget  # type: ignore[method-assign]
+            streamed.mapped.drop = streamed.mapped.forget
     seen = hashlib.sha256(engine.read(list(range(PROMPT))).tobytes())
     taken = []
     for at in range(tokens):

@@ -153,7 +153,7 @@ def learned(setting: Setting, name: str, pattern: str | None, steps: int) -> dic
 def bleu() -> Any:
     """sacreBLEU's metric."""
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise MissingExtra("sacrebleu", "translation", "BLEU") from error
     return BLEU()

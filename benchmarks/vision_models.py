@@ -90,8 +90,8 @@ def resnet50(cache: Cache | None = None, progress: Progress | None = None, recip
     task = load_task(str(_task_file("cifar10", CIFAR10_TASK, CIFAR10, _write_cifar10, cache, progress)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        module = ResNetForImageClassification(ResNetConfig(num_labels=len(task.classes)))
-    module = module.to(memory_format=torch.channels_last)  # a third faster to train on a CPU
+        module = ResNetForImageClassification(ResNetConfig(num_labels=len(task.classes)))  # type: ignore[call-arg]
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a third faster to train on a CPU
     return finetune(as_model(module, "resnet50"), task, recipe, cache, progress), task
 
 
