@@ -10,9 +10,9 @@ split, computed by the torch twin of what is deployed.
 --limit, --windows, --calibration, --steps and --methods make it shorter.
 
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "settings": {option: value}, and a list for each part:
-"native": [{"name", "perplexity", "float_perplexity", "times_float": interval}], "decoder" and "qat": [{"name", "group", "kind", "perplexity", "times_float":
-interval, "loss": interval (percent), "size_mb", "saved": percent, "minutes"}], "minilm": [{"name", "group", "score": percent, "drop_pt": interval, "size_mb",
-"saved": percent, "minutes"}]} with interval = {"value", "low", "high"}; perplexities at 95 % over segments of 64 tokens.
+"native": [{"name", "perplexity", "float_perplexity", "times_float": interval}], "decoder" and "qat": [{"name", "method", "group", "kind", "perplexity",
+"times_float": interval, "loss": interval (percent), "size_mb", "saved": percent, "minutes"}], "minilm": [{"name", "method", "group", "score": percent,
+"drop_pt": interval, "size_mb", "saved": percent, "minutes"}]} with interval = {"value", "low", "high"}; perplexities at 95 % over segments of 64 tokens.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def judged(method: str, group: int, kind: str, weights: Weights, texts: Texts, t
     whole = 4 * sum(one.rows * one.columns for one in every)
     size = weights_bytes(weights)
     return {
-        "name": method,
+        "name": f"{method}, {group}, {kind}",
+        "method": method,
         "group": group,
         "kind": kind,
         "perplexity": perplexity(found),
@@ -172,27 +173,31 @@ def minilm(given: argparse.Namespace, progress: Progress) -> list[Document]:
     whole = sum(tensor.nbytes for tensor in model.module.parameters())
     progress.stage("MiniLM", 2 + len(given.groups) * len(given.methods))
     before = scores(model.module)
-    rows = [{"name": "torch fp32", "group": 0, "score": 100 * float(before.mean()), "drop_pt": None, "size_mb": whole / 1e6, "saved": 0.0, "minutes": 0.0}]
+    rows: list[Document] = []
 
-    def add(name: str, group: int, quantized: Quantized, seconds: float) -> None:
-        after = scores(simulate(quantized.model.module, quantized.quantization, quantized.scales).eval())
-        size = stored_bytes(quantized)
-        drop = certify_drop(before, after, 0.012, 0.95, task.exact)
-        row = {"score": 100 * float(after.mean()), "drop_pt": points(drop), "size_mb": size / 1e6, "saved": 100 * (1 - size / whole), "minutes": seconds / 60}
-        rows.append({"name": name, "group": group, **row})
+    def add(method: str, group: int, scored: np.ndarray, drop: Document | None, size: int, seconds: float) -> None:
+        row = {"name": f"{method}, {group}" if group else method, "method": method, "group": group, "score": 100 * float(scored.mean()), "drop_pt": drop}
+        rows.append({**row, "size_mb": size / 1e6, "saved": 100 * (1 - size / whole), "minutes": seconds / 60})
         progress.step()
+
+    add("torch fp32", 0, before, None, whole, 0.0)
+
+    def judge(method: str, group: int, quantized: Quantized, seconds: float) -> None:
+        after = scores(simulate(quantized.model.module, quantized.quantization, quantized.scales).eval())
+        drop = points(certify_drop(before, after, 0.012, 0.95, task.exact))
+        add(method, group, after, drop, stored_bytes(quantized), seconds)
 
     for group in given.groups:
         for method in given.methods:
             begun = time.perf_counter()
             config = QuantizeConfig(precision="w4a16", group=group, rounding=method)
             start = quantize(model, config, calibration(task))
-            add(method, group, start, time.perf_counter() - begun)
+            judge(method, group, start, time.perf_counter() - begun)
             if given.minilm_epochs and method == "gptq":
                 from lissome.compress.quantize.config import QatTaskConfig
 
                 lesson = QatTaskConfig(train=TrainConfig(epochs=given.minilm_epochs, lr=2e-5))
-                add("gptq, trained", group, qat_for_task(model, start, task, lesson, cache, progress), time.perf_counter() - begun)
+                judge("gptq, trained", group, qat_for_task(model, start, task, lesson, cache, progress), time.perf_counter() - begun)
     return rows
 
 
@@ -245,7 +250,7 @@ def table(document: Document) -> str:
     if rounded:
         rows = [
             [
-                r["name"],
+                r["method"],
                 f"{r['group']}",
                 r["kind"],
                 f"{r['perplexity']:.3f}",
@@ -260,7 +265,7 @@ def table(document: Document) -> str:
         texts.append(f"SmolLM2-135M's dequantised weights, rounded again (calibrated on {own['calibration']:,} tokens):\n\n{markdown_table(rows, headers)}")
     if "minilm" in document:
         rows = [
-            [r["name"], f"{r['group'] or ''}", f"{r['score']:.2f}", spread(r["drop_pt"]), f"{r['size_mb']:.1f}", f"{r['saved']:.1f}", f"{r['minutes']:.1f}"]
+            [r["method"], f"{r['group'] or ''}", f"{r['score']:.2f}", spread(r["drop_pt"]), f"{r['size_mb']:.1f}", f"{r['saved']:.1f}", f"{r['minutes']:.1f}"]
             for r in document["minilm"]
         ]
         headers = ["method", "group", "test score, %", "drop, pt", "MB", "saved, %", "minutes to make"]
