@@ -84,6 +84,24 @@ def test_the_same_question_twice_gives_the_same_choice_from_the_cache(met, here,
     assert again.manifest.seen == met.manifest.seen
 
 
+def test_a_later_contract_with_the_same_choice_measures_nothing_again_for_an_hour(met, here, tmp_path, monkeypatch):
+    from lissome.optimize import tables
+    from lissome.optimize import verify as verdicts
+
+    measured = []
+    real = tables.measure
+    monkeypatch.setattr(tables, "measure", lambda subjects, *rest, **named: measured.append(len(subjects)) or real(subjects, *rest, **named))
+    looser = Contract(max_drop="4%", size="1.9x")
+    result = optimize(MODEL, str(here / "task.yaml"), looser, out=tmp_path / "looser")
+    assert (result.manifest.plan, measured) == (met.manifest.plan, [])
+    assert verify(result.folder).verdict.status == "met"
+    assert measured[0] == 2
+    measured.clear()
+    monkeypatch.setattr(verdicts, "RECENT_S", -60.0)
+    optimize(MODEL, str(here / "task.yaml"), looser, out=tmp_path / "later")
+    assert measured[0] == 2
+
+
 def test_infeasible_names_what_limits_and_the_nearest_command_is_met(here, capsys):
     arguments = ["optimize", MODEL, "--task", str(here / "task.yaml"), "--max-drop", "3%", "--size", "1kB", "--json"]
     assert command(arguments) == 3

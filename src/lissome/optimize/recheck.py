@@ -53,7 +53,7 @@ def verify(folder: str | Path, task: str | None = None, *, cache: Cache | None =
     known = _same_task(folder, manifest, task)
     bench = make_bench(model, known, manifest.contract, identify(), cache or Cache(), progress, manifest.seed)
     original, chosen = _rows(bench, manifest, folder)
-    fresh = measure_again(bench, original, chosen)
+    fresh = measure_again(bench, original, chosen, anew=True)
     # The bar is the one that the artifact had to clear, on whichever machine.
     tested = judge_on_test(bench, original, chosen, anew=True, seen=max(1, manifest.seen))
     verdict = judge(manifest.contract, fresh, tested)

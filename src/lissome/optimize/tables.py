@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,14 +278,20 @@ def side_by_side(bench: Bench, rows: Sequence[Row], rounds: int = ROUNDS) -> lis
 
 def timed(bench: Bench, rows: Sequence[Row], rounds: int = ROUNDS) -> tuple[list[Result], str]:
     """All rows in one interleaved run, and how noisy it was. Kept in the cache, by what the forms hold."""
-    subjects = [subject(bench, row) for row in rows]
+    return kept_run(bench, rows, [subject(bench, row) for row in rows], rounds, "run-4")
+
+
+def kept_run(
+    bench: Bench, rows: Sequence[Row], subjects: Sequence[Subject], rounds: int, kind: str, since: float = 0.0, repeat: int = 0
+) -> tuple[list[Result], str]:
+    """The rows' subjects in one interleaved run, from the cache where it holds this repeat of such a run of after `since` (seconds since the epoch)."""
     ways = [(_form(row).name, row.option.engine, row.option.precision, row.option.padding) for row in rows]  # a form's folder is named by its content
     here = (bench.machine.fingerprint, versions(), bench.threads, bench.contract.ram)
-    key = digest("run-4", ways, here, bench.task.fingerprint, bench.contract.batch, rounds, bench.seed)
+    key = digest(kind, ways, here, bench.task.fingerprint, bench.contract.batch, rounds, bench.seed, *([repeat] if repeat else []))
     stored: dict[str, Any] | None = bench.cache.get("timings", key)
-    if stored is None:
+    if stored is None or stored.get("at", 0.0) < since:
         run = measure(subjects, bench.machine.fingerprint, rounds=rounds, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
-        stored = {"noise": run.noise.sentence, "results": [plain(result) for result in run.results]}
+        stored = {"at": time.time(), "noise": run.noise.sentence, "results": [plain(result) for result in run.results]}
         if not any(result.failed and not result.crowded for result in run.results):  # what failed once may work the next time
             bench.cache.put("timings", key, stored)
     return [Result(one, **kept) for one, kept in zip(subjects, stored["results"], strict=True)], stored["noise"]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 from lissome.core.cache import record_use
 from lissome.core.contract import Clause, Contract, Limit, Verdict
 from lissome.core.measurement import Measurement, digits
 from lissome.core.statistics import DropTest, achieved_confidence, certify_drop, median_interval, more_examples
-from lissome.engines.measure import P95_CALLS, Result, measure, speedup, times_below
+from lissome.engines.measure import P95_CALLS, Result, speedup, times_below
 from lissome.engines.process import EngineFailed
 from lissome.optimize.bench import Bench, original_form, outputs
 from lissome.optimize.options import ORIGINAL
 from lissome.optimize.solve import read_cost
-from lissome.optimize.tables import Row, free_ram, subject
+from lissome.optimize.tables import Row, kept_run, subject
 
 ROUNDS, NEAR_ROUNDS = 15, 31
 NEAR = 0.9
 """A limit on latency of which the tables say that more than this share is used is measured in NEAR_ROUNDS: fewer could not tell whether it is kept."""
+RECENT_S = 3600.0
+"""A final measurement counts for later contracts that choose the same way, until the machine may be another one: busier, warmer, updated."""
+KEPT = "final-1"
+"""Name of the final measurements in the cache."""
 MEMORY_RUNS = 3
 """Fresh processes whose peak memory is taken when no limit asks for more: the interval is their smallest and largest."""
 
@@ -33,19 +38,25 @@ class Fresh:
     noise: str
 
 
-def measure_again(bench: Bench, original: Row, chosen: Row) -> Fresh:
-    """Measure both again with more rounds; choosing the fastest of many rows favours lucky ones, so their figures are not reused."""
+def measure_again(bench: Bench, original: Row, chosen: Row, *, anew: bool = False) -> Fresh:
+    """Measure both again with more rounds; choosing the fastest of many rows favours lucky ones, so their figures are not reused.
+
+    What an earlier contract's verdict measured of these two in the last RECENT_S is not luck, and is. anew: measure whatever was measured before.
+    """
     machine, level = bench.machine.fingerprint, bench.contract.level
-    subjects = [subject(bench, original, final=True), subject(bench, chosen, final=True)]
+    since = math.inf if anew else time.time() - RECENT_S
+    rows, subjects = [original, chosen], [subject(bench, original, final=True), subject(bench, chosen, final=True)]
     rounds = rounds_needed(bench.contract, len(subjects[0].batches), _is_near(bench, chosen))
-    run = measure(subjects, machine, rounds=rounds, threads=bench.threads, ram_mb=free_ram(bench), progress=bench.progress)
-    before, after = run.results
-    for result in run.results:
+    results, noise = kept_run(bench, rows, subjects, rounds, KEPT, since)
+    for result in results:
         if result.failed:
             raise EngineFailed(f"{result.subject.name} failed when it was measured again: {result.failed}")
+    before, after = results
     speedups = tuple(speedup(before, after, name, machine, level) for name in ("latency_p50", "latency_p95"))
-    figures = [tuple(_weighed_again(bench, result, f) if f.name == "memory" else f for f in result.figures(machine, level)) for result in run.results]
-    return Fresh(figures[0], figures[1], speedups, run.noise.sentence)
+    figures = []
+    for row, result in zip(rows, results, strict=True):
+        figures.append(tuple(_weighed_again(bench, row, result, f, since) if f.name == "memory" else f for f in result.figures(machine, level)))
+    return Fresh(figures[0], figures[1], speedups, noise)
 
 
 def _is_near(bench: Bench, chosen: Row) -> bool:
@@ -68,14 +79,14 @@ def runs_for(level: float) -> int:
     return 1 + math.ceil(-math.log2(1 - level) - 1e-9)
 
 
-def _weighed_again(bench: Bench, result: Result, figure: Measurement) -> Measurement:
+def _weighed_again(bench: Bench, row: Row, result: Result, figure: Measurement, since: float) -> Measurement:
     """Peak memory over fresh processes: as many as a limit on memory takes, a few for the chosen without one, once for the original."""
     limit = bench.contract.limit("memory")
     wanted = result.subject.form != original_form(bench) or bool(limit and limit.relative)
     runs = runs_for(bench.contract.level) if limit and wanted else MEMORY_RUNS if wanted else 1
     peaks = [result.memory_mb]
-    for _ in range(runs - 1):
-        again = measure([result.subject], figure.machine, rounds=1, threads=bench.threads).results[0]
+    for repeat in range(1, runs):
+        (again,), _ = kept_run(bench, [row], [result.subject], 1, KEPT, since, repeat)
         if again.failed:
             raise EngineFailed(f"{again.subject.name} failed when its memory was measured again: {again.failed}")
         peaks.append(again.memory_mb)
