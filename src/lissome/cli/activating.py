@@ -27,6 +27,7 @@ def sparsify_activations(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     keep: Annotated[str, typer.Option(help='Share of the quality that must be kept: "99%".')] = "99%",
     confidence: Annotated[str, typer.Option(help="Level at which it must hold.")] = "95%",
+    risk: Annotated[str, typer.Option(help='"lost": right answers that become wrong; "drop": of the mean score.')] = "lost",
     activation: Annotated[str, typer.Option(help='"same", "relu" or "relu2".')] = "same",
     on: Annotated[str, typer.Option(help='What thresholds are held against: "gate", or its "product" with up.')] = "gate",
     train: Annotated[bool, typer.Option("--train", help="Train the model for more zeros, taught by its dense self.")] = False,
@@ -45,7 +46,12 @@ def sparsify_activations(
     from lissome.train.config import TrainConfig
 
     training = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=seconds(spend))
-    options: dict[str, Any] = {"keep": share(keep, "--keep"), "confidence": share(confidence, "--confidence"), "share": share(sparsity, "--sparsity")}
+    options: dict[str, Any] = {
+        "keep": share(keep, "--keep"),
+        "confidence": share(confidence, "--confidence"),
+        "share": share(sparsity, "--sparsity"),
+        "risk": risk,
+    }
     options |= {"activation": activation, "on": on, "examples": examples, "adapt": train, "penalty": penalty, "train": training, "size": size}
     config = configured(ActivationConfig, "sparsity", **options)
     from lissome.compress.activation import sparsify_activations_to

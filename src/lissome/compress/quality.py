@@ -14,7 +14,7 @@ from lissome.compress.batches import forward
 from lissome.core.errors import BadTask
 from lissome.core.measurement import Measurement
 from lissome.core.statistics import DropTest, calibrate, certify_drop
-from lissome.core.task import SplitName, Task
+from lissome.core.task import Risk, SplitName, Task
 from lissome.machine.identity import identify
 from lissome.train.batches import Batches
 
@@ -63,6 +63,23 @@ def boldest(rungs: Sequence[T], losses: Callable[[T], np.ndarray], alpha: float,
     return found, rows
 
 
+def walked(
+    rungs: Sequence[T], scores: Callable[[T], np.ndarray], dense: np.ndarray, task: Task, alpha: float, delta: float, risk: Risk
+) -> tuple[int | None, list[float]]:
+    """`boldest` by the scores [n] of each rung, and the share of the dense quality that those keep which were looked at. `risk` says what alpha is a share of:
+    right answers (and may not be lost), or the mean score (and may not fall)."""
+    if risk == "lost":
+        at, rows = boldest(rungs, lambda rung: lost(dense, scores(rung), task.exact, task.ref), alpha, delta)
+        return at, [float(1 - row.mean()) for row in rows]
+    kept: list[float] = []
+    for rung in rungs:
+        test = certify_drop(dense, scores(rung), alpha, 1 - delta, task.exact, relative=True)
+        kept.append(1 - test.drop)
+        if not test.certified:
+            return (len(kept) - 2 if len(kept) > 1 else None), kept
+    return len(kept) - 1, kept
+
+
 def needed(alpha: float, delta: float) -> int:
     """Examples with which a loss that is zero on all of them is certified to be at most alpha: (1 - alpha)^n <= delta."""
     return math.ceil(math.log(delta) / math.log1p(-alpha) - 1e-9)
@@ -81,9 +98,11 @@ def check_enough(task: Task, alpha: float, deltas: dict[SplitName, float]) -> No
             )
 
 
-def judged(dense: np.ndarray, sparse: np.ndarray, task: Task, alpha: float, delta: float, seen: int, seed: int = 0) -> DropTest:
+def judged(dense: np.ndarray, sparse: np.ndarray, task: Task, alpha: float, delta: float, seen: int, seed: int = 0, risk: Risk = "lost") -> DropTest:
     """The test that sparse scores [n] keep 1 - alpha of the dense quality on the test split, which has judged `seen` models, this one among them: each
     further one has to clear a higher bar."""
+    if risk == "drop":
+        return certify_drop(dense, sparse, alpha, 1 - delta / seen, task.exact, seed, relative=True)
     kept = 1 - lost(dense, sparse, task.exact, task.ref)
     return certify_drop(np.ones_like(kept), kept, alpha, 1 - delta / seen, task.exact, seed, score_range=(0.0, 1.0))
 
@@ -94,9 +113,10 @@ def quality_kept(test: DropTest) -> Measurement:
     return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
 
 
-def verdict(test: DropTest, seen: int) -> str:
+def verdict(test: DropTest, seen: int, risk: Risk = "lost") -> str:
     """The clause on the quality kept, as a contract says it. seen: how many models the test split has judged."""
+    what = "quality" if risk == "lost" else "mean score"
     often = "seen once" if seen == 1 else f"seen {seen} times"
     figures = f"measured {100 * (1 - test.drop):.2f}, lower bound {100 * (1 - test.upper):.2f} %, n = {test.n:,} test examples, {often}"
-    said = f"quality kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
+    said = f"{what} kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
     return f"MET   {said}" if test.certified else f"NOT MET   {said}. The dense model was written."

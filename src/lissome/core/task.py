@@ -19,6 +19,10 @@ Padding = Literal["longest", "multiple-of-16", "fixed"]
 """How a batch of unequal examples is padded: to its longest, to the next multiple of 16, or to the task's maximum.
 Tasks whose examples all have one shape ignore it."""
 
+Risk = Literal["drop", "lost"]
+"""What a promise on quality is about: the fall of the mean score, in which answers that get better weigh against those that get worse; or right answers that
+become wrong (of other scores, the share that is gone), which no gain makes up for."""
+
 Batch = Mapping[str, "np.ndarray"]
 Collate = Callable[[Sequence[Any], Padding], dict[str, "np.ndarray"]]
 Score = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]

@@ -7,19 +7,20 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lissome.core.config import Config
-from lissome.core.task import LANGUAGE
+from lissome.core.task import LANGUAGE, Risk
 from lissome.train.config import TrainConfig
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 """Shares of zeros that every layer's threshold is set for, from safe to bold: written down here before any loss is seen."""
-AROUND = (-0.1, -0.05, 0.0, 0.03, 0.06)
-"""The same for a model that was trained for a share, as differences from it."""
+AROUND = (0.0, 0.03, 0.06)
+"""The same for a model that was trained for a share, as differences from it. Fewer zeros are no safer: it has not learned with them."""
 
 
 class ActivationConfig(Config):
     """What is to be kept, and what may be spent on it.
 
-    keep: share of the dense model's quality, above 0 and below 1: of right answers that stay right, or of an example's score. confidence: of the promise.
+    keep: share of the dense model's quality, above 0 and below 1. confidence: of the promise. risk: "lost" promises that right answers stay right (or an
+    example its score), which a trained model breaks where it answers otherwise, though no worse; "drop" that the mean score stays.
     activation: "same" keeps the model's own (silu, gelu), else it becomes relu or relu2, which few models bear without training.
     on: what a threshold is held against: |act(gate)|, or |act(gate) * up|.
     examples: how many of the calibration split thresholds are set on, and of the validation split zeros are measured on.
@@ -29,6 +30,7 @@ class ActivationConfig(Config):
 
     keep: float = Field(default=0.99, gt=0, lt=1)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    risk: Risk = "lost"
     activation: Literal["same", "relu", "relu2"] = "same"
     on: Literal["gate", "product"] = "gate"
     examples: int = Field(default=64, ge=6)

@@ -16,7 +16,7 @@ from lissome.compress.activation.adapt import adapted
 from lissome.compress.activation.config import SHARES, ActivationConfig
 from lissome.compress.activation.profile import LayerZeros, multiplications, thresholds_for, zeros
 from lissome.compress.attention.replace import sharing
-from lissome.compress.quality import boldest, check_enough, judged, lost, quality_kept, scores_of, verdict
+from lissome.compress.quality import check_enough, judged, quality_kept, scores_of, verdict, walked
 from lissome.core import record
 from lissome.core.cache import Cache, check_out, digest, record_use, writing
 from lissome.core.errors import BadModel
@@ -133,7 +133,7 @@ def sparsify_activations(
     test, scores, seen = work.judge(sparse, alpha, delta)
     status: Literal["met", "not met"] = "met" if test.certified else "not met"
     done = multiplications(sparse.module, layers, plan.on)
-    found = Silenced("", status, verdict(test, seen), config.keep, plan, trained, layers, done, steps, quality_kept(test), scores, silent)
+    found = Silenced("", status, verdict(test, seen, config.risk), config.keep, plan, trained, layers, done, steps, quality_kept(test), scores, silent)
     return (sparse if test.certified else dense), found
 
 
@@ -170,17 +170,14 @@ class _Work:
             module = use(sharing(start.module), plan.model_copy(update={"thresholds": rung[1]}))
             return dataclasses.replace(as_model(module, self.model.ref), directory=self.model.directory)
 
-        def losses(rung: tuple[float, tuple[float, ...]]) -> np.ndarray:
+        def scored(rung: tuple[float, tuple[float, ...]]) -> np.ndarray:
             self.progress.step(note=f"{100 * rung[0]:.0f} % zeros")
             if config.activation == "same" and not trained and not rung[0]:
-                return np.zeros_like(before)
-            return lost(before, self.scores(made(rung), "validation", (start.fingerprint, plan.activation, plan.on, rung[1])), self.task.exact, self.task.ref)
+                return before
+            return self.scores(made(rung), "validation", (start.fingerprint, plan.activation, plan.on, rung[1]))
 
-        at, rows = boldest(rungs, losses, alpha, delta)
-        steps = tuple(
-            Step(share, float(1 - row.mean()), at is not None and number <= at, trained)
-            for number, ((share, _), row) in enumerate(zip(rungs, rows, strict=False))
-        )
+        at, kept = walked(rungs, scored, before, self.task, alpha, delta, config.risk)
+        steps = tuple(Step(share, one, at is not None and number <= at, trained) for number, ((share, _), one) in enumerate(zip(rungs, kept, strict=False)))
         if at is None or (not rungs[at][0] and config.activation == "same"):
             return None, steps
         return (rungs[at][0], made(rungs[at])), steps
@@ -202,7 +199,7 @@ class _Work:
         seen = record_use(self.cache, self.task.fingerprint, self.model.fingerprint, f"activation {digest(sparse.fingerprint, plan.model_dump())}")
         before = self.scores(self.model, "test", "dense")
         after = self.scores(sparse, "test", (sparse.fingerprint, plan.model_dump()))
-        test = judged(before, after, self.task, alpha, delta, seen, self.config.train.seed)
+        test = judged(before, after, self.task, alpha, delta, seen, self.config.train.seed, self.config.risk)
         return test, (float(before.mean()), float(after.mean())), seen
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lissome.compress.exits.config import Risk
 from lissome.compress.quality import lost
 from lissome.core.errors import BadInput
 from lissome.core.statistics import calibrate, certify_drop, fixed_sequence
+from lissome.core.task import Risk
 from lissome.nn.depth.confidence import NEVER
 
 GRID = 24

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from lissome.core.config import Config
+from lissome.core.task import Risk
 from lissome.train.config import TrainConfig
 
 Rule = Literal["max-probability", "margin", "entropy", "complexity"]
-Risk = Literal["drop", "lost"]
 
 
 class ExitsConfig(Config):
