@@ -1,6 +1,6 @@
 """A decoder with 16 experts against dense ones: as fast as which, reading how much, and as good at what each token costs.
 
-    python benchmarks/experts.py [--json] [--write docs/experts.md] [--steps 240] [--seeds 0 1 2] [--width 1024] [--layers 8] [--rounds 15] [--out FOLDER]
+    python benchmarks/experts.py [--json] [--write docs/experts.md] [--steps 600] [--seeds 0 1 2] [--width 1024] [--layers 8] [--rounds 15] [--out FOLDER]
 
 Decoding: a Llama whose feed-forward networks have 16 x `--width` neurons, and one with as many in 16 experts of which a token takes 2, with random weights, one
 token a step after a short prompt, interleaved: by lissome's decoder in float32 and with codes of 4 bits, and by transformers in float32. Bytes: of the weights
@@ -246,7 +246,8 @@ def small(given: argparse.Namespace, way: str, seed: int) -> Any:
     if way == "dense":
         router = -(-EXPERTS // 3)  # as many weights as the router has, three a neuron and input
         return llama(width, 4, ACTIVE * width + router, ALPHABET // 2, seed)
-    config = MoEConfig(experts=EXPERTS, active=ACTIVE, neurons=width, balance=way, rate=given.rate)
+    # Weights that sum to the number of active experts: together these are then as loud as the dense network, of whose size they are.
+    config = MoEConfig(experts=EXPERTS, active=ACTIVE, neurons=width, balance=way, rate=given.rate, scale=ACTIVE)
     return with_experts(llama(width, 4, 8, ALPHABET // 2, seed), width, config)
 
 
@@ -261,7 +262,7 @@ def initialised(model: Any) -> Any:
 def learned(given: argparse.Namespace, texts: Texts, way: str, seed: int, cache: Cache, progress: Progress) -> Document:
     """One model trained and tested, from the cache after the first time."""
     shaping = {name: getattr(given, name) for name in ("steps", "small", "lr", "rate")}
-    key = digest("experts-4", texts.fingerprint, way, seed, shaping, torch.__version__)
+    key = digest("experts-5", texts.fingerprint, way, seed, shaping, torch.__version__)
     kept: Document | None = cache.get("experts-results", key)
     if kept is not None and not (given.out and way == "bias" and seed == given.seeds[0]):
         return kept
@@ -347,10 +348,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--small", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -24,15 +24,17 @@ def balancing_loss(module: nn.Module) -> torch.Tensor | None:
 def rebalance(module: nn.Module) -> None:
     """Nudge each expert's bias towards an even load by what was counted since the last time, and count anew.
 
-    bias += rate * sign(mean load - load), the auxiliary-loss-free balancing of Wang et al. 2024 (arXiv 2408.15664) that DeepSeek-V3 uses. Layers balanced in
-    another way only count anew. Counts of several processes are summed.
+    bias += rate * (mean load - load) / mean load, at most the rate: the auxiliary-loss-free balancing of Wang et al. 2024 (arXiv 2408.15664), by the error
+    itself and not by its sign. The sign's steps are as large in balance as out of it, so that a rate small enough to rest is too small to arrive in a few hundred
+    steps. Layers balanced in another way only count anew. Counts of several processes are summed.
     """
     for layer in layers_of(module):
         load = layer.load
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(load)
         if layer.config.balance == "bias" and bool(load.any()):
-            layer.router.bias += layer.config.rate * torch.sign(load.double().mean() - load).to(layer.router.bias.dtype)
+            mean = load.double().mean()
+            layer.router.bias += layer.config.rate * ((mean - load) / mean).clamp(-1, 1).to(layer.router.bias.dtype)
         load.zero_()
 
 

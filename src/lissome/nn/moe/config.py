@@ -20,9 +20,9 @@ class MoEConfig(Config):
     activation, gated: of an expert: down(act(gate x) * (up x)), or down(act(up x)). biases: whether the expert's sums have them (a split dense network's may).
     offset: whether the router's logits have one for each expert. scores: what the logits become. weights: of the chosen experts' outputs: "normalised": their
     scores over their sum (Mixtral), "scores": the scores (Switch), "ones": 1, so that all experts together are the dense network that was split. scale: of all
-    weights.
+    weights; with `active` "normalised" ones add up as the neurons of one dense network do, which trains better from scratch than their mean.
     balance: what keeps the load even in training: "bias" nudges a number per expert that is added to its score for choosing only (Wang et al. 2024,
-    DeepSeek-V3), by `rate` a step; "switch" adds Fedus et al.'s loss (2021), times `strength`.
+    DeepSeek-V3), by up to `rate` a step; "switch" adds Fedus et al.'s loss (2021), times `strength`.
     """
 
     experts: int = Field(default=16, ge=1)
@@ -38,7 +38,7 @@ class MoEConfig(Config):
     weights: Literal["normalised", "scores", "ones"] = "normalised"
     scale: float = Field(default=1.0, gt=0)
     balance: Balance = "bias"
-    rate: float = Field(default=1e-3, gt=0)
+    rate: float = Field(default=3e-3, gt=0)
     strength: float = Field(default=1e-2, ge=0)
 
     @model_validator(mode="after")
