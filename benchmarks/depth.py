@@ -1,6 +1,6 @@
 """Dynamic depth: exits of a classifier at a certified loss, and a decoder that drafts with its own early layers.
 
-    python benchmarks/depth.py [--json] [--write docs/benchmarks.md] [--parts exits path drafts] [--train-trunk] [--minutes 5]
+    python benchmarks/depth.py [--json] [--write docs/benchmarks.md] [--parts exits path drafts] [--train-trunk] [--minutes 12]
 
 exits: the demo's MiniLM on sentiment gets exits that may cost 0.8 points at 95 %, certified on validation, judged on the test split (`compress.exits`); the
 time of 96 validation texts is taken one at a time and 32 at a time, interleaved with the whole model's. path: the same, where the texts' complexity chooses.
@@ -212,7 +212,7 @@ def main() -> None:
     parser = options(__doc__, "depth")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--train-trunk", action="store_true", help="train the whole classifier with its exits")
-    parser.add_argument("--minutes", type=float, default=5, help="that the decoder is trained")
+    parser.add_argument("--minutes", type=float, default=12, help="that the decoder is trained")
     parser.add_argument("--texts", type=int, default=6, help="texts that decoding is timed on")
     parser.add_argument("--seconds", type=float, default=20, help="that a timing takes")
     given = parser.parse_args()
