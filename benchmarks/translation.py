@@ -96,13 +96,14 @@ class Setting:
         """As many as asked for, or as many as two trainings can take in the minutes; kept, so that a run goes on with as many."""
         if not self.given.minutes:
             return int(self.given.steps)
-        kept = self.cache.get("translation-steps", digest(self.identity, self.given.minutes))
+        key = digest(self.identity, self.given.minutes, 2)
+        kept = self.cache.get("translation-steps", key)
         if kept is None:
             self.progress.stage("time some steps")
             seconds = [self.step_seconds(batches) for batches in (self.short, self.long)]
             each = self.given.short * seconds[0] + (1 - self.given.short) * seconds[1]
             kept = max(20, int(60 * self.given.minutes / 2 / each))
-            self.cache.put("translation-steps", digest(self.identity, self.given.minutes), kept)
+            self.cache.put("translation-steps", key, kept)
         return int(kept)
 
     def step_seconds(self, batches: TranslationBatches) -> float:

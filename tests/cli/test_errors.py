@@ -327,6 +327,7 @@ def test_the_command_line_is_frozen():
             "--on",
             "--out",
             "--penalty",
+            "--risk",
             "--seed",
             "--sparsity",
             "--spend",

@@ -82,8 +82,21 @@ def test_biases_move_against_the_load_and_have_no_gradient():
     assert load.sum() == 128
     rebalance(model)
     mean = load.float().mean()
-    assert_close(layer.router.bias, 0.005 * ((mean - load) / mean).clamp(-1, 1)) and not layer.load.any()
+    assert_close(layer.router.bias, 0.005 * ((mean - load) / mean).clamp(-1, 1))
+    assert not layer.load.any()
     assert not layer.router.bias.requires_grad and "0.router.bias" in model.state_dict()
+
+
+def test_biases_rest_where_the_load_is_even():
+    model = skewed("bias").train()
+    bias = model[0].router.bias
+    model[0].load += torch.tensor([0, 5, 10, 11, 9, 10, 10, 25])
+    rebalance(model)
+    assert_close(bias, 0.005 * torch.tensor([1, 0.5, 0, -0.1, 0.1, 0, 0, -1]), rtol=0, atol=1e-8)
+    before = bias.clone()
+    model[0].load += 7
+    rebalance(model)
+    assert torch.equal(bias, before)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

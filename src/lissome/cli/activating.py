@@ -69,7 +69,7 @@ def _told(found: Silenced) -> list[Any]:
     plan = Table("layer", "threshold", "zeros", "", box=None, pad_edge=False)
     for one in found.layers:
         plan.add_row(str(one.layer), f"{one.threshold:.4g}", str(one.zeros), "says nothing at all" if one.silent else "")
-    walk = Table("zeros asked for", "quality kept (validation)", "", box=None, pad_edge=False)
+    walk = Table("zeros asked for", "kept (validation)", "", box=None, pad_edge=False)
     for step in found.steps:
         said = ("certified" if step.certified else "not certified") + (", trained" if step.trained else "")
         walk.add_row(f"{100 * step.share:.0f} %", f"{100 * step.kept:.2f} %", said)

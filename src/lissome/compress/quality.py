@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from lissome.compress.batches import forward
 from lissome.core.errors import BadTask
 from lissome.core.measurement import Measurement
-from lissome.core.statistics import DropTest, calibrate, certify_drop
+from lissome.core.statistics import DropTest, calibrate, certify_drop, fixed_sequence
 from lissome.core.task import Risk, SplitName, Task
 from lissome.machine.identity import identify
 from lissome.train.batches import Batches
@@ -67,17 +67,28 @@ def walked(
     rungs: Sequence[T], scores: Callable[[T], np.ndarray], dense: np.ndarray, task: Task, alpha: float, delta: float, risk: Risk
 ) -> tuple[int | None, list[float]]:
     """`boldest` by the scores [n] of each rung, and the share of the dense quality that those keep which were looked at. `risk` says what alpha is a share of:
-    right answers (and may not be lost), or the mean score (and may not fall)."""
+    right answers (and may not be lost), or the mean score (and may not fall).
+
+    Raises BadTask for the mean score of too few examples: how much it is itself is known from these alone.
+    """
     if risk == "lost":
         at, rows = boldest(rungs, lambda rung: lost(dense, scores(rung), task.exact, task.ref), alpha, delta)
         return at, [float(1 - row.mean()) for row in rows]
-    kept: list[float] = []
-    for rung in rungs:
-        test = certify_drop(dense, scores(rung), alpha, 1 - delta, task.exact, relative=True)
-        kept.append(1 - test.drop)
-        if not test.certified:
-            return (len(kept) - 2 if len(kept) > 1 else None), kept
-    return len(kept) - 1, kept
+    if not certify_drop(dense, dense, alpha, 1 - delta, task.exact, relative=True).certified:
+        raise BadTask(
+            f"the validation split has {len(dense):,} examples, too few to certify that {1 - alpha:.4g} of the mean score is kept, even if nothing were lost.",
+            where=task.ref,
+            do="give the validation split more examples, or keep less",
+        )
+    tests: list[DropTest] = []
+
+    def p_values() -> Iterator[float]:
+        for rung in rungs:
+            tests.append(certify_drop(dense, scores(rung), alpha, 1 - delta, task.exact, relative=True))
+            yield tests[-1].p_value
+
+    accepted = fixed_sequence(p_values(), delta)
+    return (accepted - 1 if accepted else None), [1 - test.drop for test in tests]
 
 
 def needed(alpha: float, delta: float) -> int:
@@ -109,8 +120,11 @@ def judged(dense: np.ndarray, sparse: np.ndarray, task: Task, alpha: float, delt
 
 def quality_kept(test: DropTest) -> Measurement:
     """The quality that a judged model keeps, %."""
-    value, low, high = (100 * (1 - max(0.0, one)) for one in (test.drop, test.upper, test.low))  # no more than all can be kept
-    return Measurement("quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
+    most = math.inf if test.relative else 1.0  # a mean score may rise, right answers can at most all be kept
+    value, low, high = (100 * min(most, 1 - one) for one in (test.drop, test.upper, test.low))
+    return Measurement(
+        "mean score kept" if test.relative else "quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1
+    )
 
 
 def verdict(test: DropTest, seen: int, risk: Risk = "lost") -> str:

@@ -95,9 +95,10 @@ def test_the_original_is_left_as_it_was():
     assert [getattr(part.module, part.act) for part in feed_forwards(model.module)] == acts and not hasattr(model.module.config, "lissome_activation")
 
 
-def test_training_goes_for_its_share(cache, monkeypatch):
+@pytest.mark.parametrize(("risk", "keep"), [("lost", 0.5), ("drop", 0.3)])
+def test_training_goes_for_its_share(cache, monkeypatch, risk, keep):
     monkeypatch.setattr(run, "SHARES", (0.0,))  # relu as it is: all the other zeros have to be learned
-    config = QUICK.model_copy(update={"activation": "relu", "adapt": True, "share": 0.8, "penalty": 0.1, "train": TAUGHT, "keep": 0.5})
+    config = QUICK.model_copy(update={"activation": "relu", "adapt": True, "share": 0.8, "penalty": 0.1, "train": TAUGHT, "keep": keep, "risk": risk})
     made, found = sparsify_activations(as_model(tiny.bert()), own_answers(), config, cache)
     assert {step.trained for step in found.steps} == {False, True}
     assert found.trained and found.status == "met" and found.zeros > 60

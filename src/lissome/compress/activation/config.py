@@ -12,8 +12,9 @@ from lissome.train.config import TrainConfig
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 """Shares of zeros that every layer's threshold is set for, from safe to bold: written down here before any loss is seen."""
-AROUND = (0.0, 0.03, 0.06)
-"""The same for a model that was trained for a share, as differences from it. Fewer zeros are no safer: it has not learned with them."""
+BOLDER = (0.0, 0.03, 0.06)
+"""The same for a model that was trained for a share, as differences from it. Fewer zeros are no safer: MiniLM taught for 88 % (300 steps, sentiment) changed
+1.5 % of its right answers at 88 % of zeros, 1.9 % at 83, at 78 and at 70 %."""
 
 
 class ActivationConfig(Config):
@@ -50,6 +51,6 @@ class ActivationConfig(Config):
         """Examples per batch for a task of this kind."""
         return self.size or (1 if kind == LANGUAGE else 16)
 
-    def around(self) -> tuple[float, ...]:
+    def bolder(self) -> tuple[float, ...]:
         """Shares that a trained model is tried at, from safe to bold."""
-        return tuple(share for by in AROUND if 0 < (share := round(self.share + by, 4)) < 1)
+        return tuple(share for by in BOLDER if 0 < (share := round(self.share + by, 4)) < 1)

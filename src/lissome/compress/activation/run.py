@@ -116,7 +116,7 @@ def sparsify_activations(
     steps, trained = rows, False
     if config.adapt:
         taught = adapted(dense, task, config, work.cache, work.progress)
-        bolder, more = work.walk(taught, config.around(), alpha, each, trained=True)
+        bolder, more = work.walk(taught, config.bolder(), alpha, each, trained=True)
         steps += more
         if bolder and (chosen is None or bolder[0] > chosen[0]):
             chosen, trained = bolder, True

@@ -24,9 +24,9 @@ def balancing_loss(module: nn.Module) -> torch.Tensor | None:
 def rebalance(module: nn.Module) -> None:
     """Nudge each expert's bias towards an even load by what was counted since the last time, and count anew.
 
-    bias += rate * (mean load - load) / mean load, at most the rate: the auxiliary-loss-free balancing of Wang et al. 2024 (arXiv 2408.15664), by the error
-    itself and not by its sign. The sign's steps are as large in balance as out of it: small enough to rest, they do not arrive in a few hundred steps.
-    Layers balanced in another way only count anew. Counts of several processes are summed.
+    bias += rate * (mean load - load) / mean load, at most the rate: the auxiliary-loss-free balancing of Wang et al. 2024 (arXiv 2408.15664), whose own rule
+    takes the sign of the error, as DeepSeek-V3 does. The sign's steps are as large in balance as out of it: small enough to rest, they do not arrive in a few
+    hundred steps. Layers balanced in another way only count anew. Counts of several processes are summed.
     """
     for layer in layers_of(module):
         load = layer.load
