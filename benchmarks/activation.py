@@ -140,7 +140,7 @@ def run(parts: Sequence[str], layers: int, seconds: float, steps: int, progress:
     if "speed" in parts:
         document["speed"] = speed(layers, seconds, progress)
     if "classifier" in parts:
-        config = ActivationConfig(keep=KEEP, risk="drop", activation="relu", share=0.84, size=32, train=TrainConfig(steps=steps, lr=1e-4, precision="fp32"))
+        config = ActivationConfig(keep=KEEP, risk="drop", activation="relu", share=0.88, size=32, train=TrainConfig(steps=steps, lr=1e-4, precision="fp32"))
         document["quality"] += judged("MiniLM, sentiment", *sentiment(cache, progress), config, cache, progress)
     if "language" in parts:
         config = ActivationConfig(keep=KEEP, activation="relu", share=0.9, size=32, train=TrainConfig(steps=steps, lr=5e-4, precision="fp32"))
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--parts", default="speed,classifier,language")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     given = parser.parse_args()
     publish(given, lambda progress: run(given.parts.split(","), given.layers, given.seconds, given.steps, progress), table)
 
