@@ -41,6 +41,9 @@ def test_a_file_read_and_written_is_the_same(file, tmp_path):
         first, second = (bytes(one.mapped.bytes[e.start : e.start + e.size]) for one, e in ((file, entry), (again, again.entries[name])))
         assert first == second, name
     assert gguf_shape(again) == gguf_shape(file) and gguf_about(again) == about
+    tokens, rows = again.metadata["tokenizer.ggml.tokens"], again.entries["token_embd.weight"].shape[0]
+    assert tokenizer.get_vocab_size() < rows == len(tokens) == len(set(tokens)) == len(again.metadata["tokenizer.ggml.token_type"])
+    assert tokenizer_of(again).get_vocab() == tokenizer.get_vocab()
     for text in (TEXT, "<|im_start|>x<|im_end|>", "1234"):
         assert tokenizer_of(again).encode(text).ids == tokenizer.encode(text).ids
 

@@ -17,7 +17,7 @@ from lissome.nn.decoder.checkpoint import Shape
 from lissome.nn.decoder.folder import About
 from lissome.nn.decoder.gguf import BLOCK
 from lissome.nn.decoder.gguf_write import write_gguf
-from lissome.nn.decoder.tokenizer import CONTROL, USER
+from lissome.nn.decoder.tokenizer import CONTROL, UNUSED, USER
 from lissome.nn.decoder.weights import GGUF_NAMES
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def save_gguf(path: Path, weights: Weights, shape: Shape, tokenizer: Tokenizer, 
         for inner, stored in GGUF_NAMES.items():
             matrix = unpack(layer.matrices[inner])
             tensors[f"blk.{at}.{stored}.weight"] = neighbours_first(matrix, turned[inner]) if inner in turned else matrix
-    write_gguf(path, _metadata(shape, name) | tokenizer_metadata(tokenizer, about), tensors)
+    write_gguf(path, _metadata(shape, name) | tokenizer_metadata(tokenizer, about, shape.vocabulary), tensors)
 
 
 def check_groups(weights: Weights) -> None:
@@ -84,8 +84,11 @@ def _metadata(shape: Shape, name: str) -> dict[str, Any]:
     return about | {f"llama.{key}": value for key, value in sizes.items()} | numbers
 
 
-def tokenizer_metadata(tokenizer: Tokenizer, about: About) -> dict[str, Any]:
-    """A byte-level BPE tokenizer as llama.cpp has it. Raises BadInput for another kind (named)."""
+def tokenizer_metadata(tokenizer: Tokenizer, about: About, rows: int = 0) -> dict[str, Any]:
+    """A byte-level BPE tokenizer as llama.cpp has it. Raises BadInput for another kind (named).
+
+    rows: of the embedding; llama.cpp takes no model with more of them than tokens, so those that have none get a name that no text spells.
+    """
     told = json.loads(tokenizer.to_str())
     model, added = told["model"], {one["id"]: one for one in told.get("added_tokens") or []}
     split = _split(told.get("pre_tokenizer"))
@@ -102,12 +105,13 @@ def tokenizer_metadata(tokenizer: Tokenizer, about: About) -> dict[str, Any]:
     if missing is not None:
         raise BadInput(f"the tokenizer has no token {missing}, but {size - 1}", expected="tokens without gaps, as GGUF lists them")
     kinds = [NORMAL if at not in added else CONTROL if added[at]["special"] else USER for at in range(size)]
+    more = range(size, rows)
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     found: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": split,
-        "tokenizer.ggml.tokens": [tokens[at] for at in range(size)],
-        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.tokens": [tokens[at] for at in range(size)] + [f"[PAD{at}]" for at in more],
+        "tokenizer.ggml.token_type": kinds + [UNUSED for _ in more],
         "tokenizer.ggml.add_bos_token": about.begin_token is not None,
         "tokenizer.ggml.add_space_prefix": False,
     }

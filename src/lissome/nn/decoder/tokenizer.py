@@ -11,8 +11,8 @@ from lissome.nn.decoder.gguf import Gguf
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CONTROL, USER = 3, 4
-"""Kinds of tokens that text cannot spell: markers of the model, and words that the model's maker added."""
+CONTROL, USER, UNUSED = 3, 4, 5
+"""Kinds of tokens that text cannot spell: markers of the model, words that the model's maker added, and rows of the embedding that stand for nothing."""
 SPLITS = {"smollm": "digits", "gpt-2": "plain", "default": "plain"}
 """tokenizer.ggml.pre -> how text is cut before byte-pair encoding."""
 
@@ -35,6 +35,9 @@ def tokenizer_of(file: Gguf) -> Tokenizer:
     if kind != "gpt2" or split not in SPLITS:
         raise BadModel(f'its tokenizer is "{kind}", "{split}"', where=str(file.path), expected=f'"gpt2" with {", ".join(SPLITS)}')
     tokens, merges = _texts(file, "tokenizer.ggml.tokens"), _texts(file, "tokenizer.ggml.merges")
+    kinds: list[Any] = file.metadata.get("tokenizer.ggml.token_type") or []
+    while len(kinds) == len(tokens) and kinds and kinds[-1] == UNUSED:
+        kinds, tokens = kinds[:-1], tokens[:-1]
     parted = [merge.partition(" ") for merge in merges]
     if not all(first and last for first, _, last in parted):
         raise BadModel("a merge of its tokenizer is no pair of pieces", where=str(file.path))
@@ -46,7 +49,6 @@ def tokenizer_of(file: Gguf) -> Tokenizer:
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_]) if SPLITS[split] == "digits" else bytes_
     made.decoder = decoders.ByteLevel()
-    kinds: list[Any] = file.metadata.get("tokenizer.ggml.token_type") or []
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, one in zip(tokens, kinds, strict=False) if one == CONTROL])
     made.add_tokens([AddedToken(token, normalized=False) for token, one in zip(tokens, kinds, strict=False) if one == USER])
     return made
