@@ -122,15 +122,17 @@ def quality_kept(test: DropTest) -> Measurement:
     """The quality that a judged model keeps, %."""
     most = math.inf if test.relative else 1.0  # a mean score may rise, right answers can at most all be kept
     value, low, high = (100 * min(most, 1 - one) for one in (test.drop, test.upper, test.low))
-    return Measurement(
-        "mean score kept" if test.relative else "quality kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1
-    )
+    return Measurement(f"{_what(test)} kept", value, low, high, "%", test.n, "measured", identify().fingerprint, 2 * test.confidence - 1)
 
 
-def verdict(test: DropTest, seen: int, risk: Risk = "lost") -> str:
+def verdict(test: DropTest, seen: int) -> str:
     """The clause on the quality kept, as a contract says it. seen: how many models the test split has judged."""
-    what = "quality" if risk == "lost" else "mean score"
     often = "seen once" if seen == 1 else f"seen {seen} times"
     figures = f"measured {100 * (1 - test.drop):.2f}, lower bound {100 * (1 - test.upper):.2f} %, n = {test.n:,} test examples, {often}"
-    said = f"{what} kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
+    said = f"{_what(test)} kept >= {100 * (1 - test.margin):.4g} % ({100 * test.confidence:.3g} %): {figures}"
     return f"MET   {said}" if test.certified else f"NOT MET   {said}. The dense model was written."
+
+
+def _what(test: DropTest) -> str:
+    """What a test of `judged` is about: only a mean score is held relative to itself."""
+    return "mean score" if test.relative else "quality"

@@ -133,7 +133,7 @@ def sparsify_activations(
     test, scores, seen = work.judge(sparse, alpha, delta)
     status: Literal["met", "not met"] = "met" if test.certified else "not met"
     done = multiplications(sparse.module, layers, plan.on)
-    found = Silenced("", status, verdict(test, seen, config.risk), config.keep, plan, trained, layers, done, steps, quality_kept(test), scores, silent)
+    found = Silenced("", status, verdict(test, seen), config.keep, plan, trained, layers, done, steps, quality_kept(test), scores, silent)
     return (sparse if test.certified else dense), found
 
 

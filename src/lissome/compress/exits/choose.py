@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lissome.compress.quality import lost
+from lissome.compress.quality import boldest, lost
 from lissome.core.errors import BadInput
-from lissome.core.statistics import calibrate, certify_drop, fixed_sequence
+from lissome.core.statistics import certify_drop, fixed_sequence
 from lissome.core.task import Risk
 from lissome.nn.depth.confidence import NEVER
 
@@ -80,14 +80,7 @@ def certified(answers: Answers, path: list[np.ndarray], alpha: float, delta: flo
         if not 0 < value < 1:
             raise BadInput(f"{name} = {value} is out of range", expected="a fraction between 0 and 1")
     if risk == "lost":
-        rows: list[np.ndarray] = []
-        found = None
-        for thresholds in path:
-            rows.append(lost(answers.original, answers.outcome(thresholds), exact, ref))
-            found = calibrate(np.stack(rows), alpha, delta)
-            if found != len(rows) - 1:
-                break
-        return found
+        return boldest(path, lambda one: lost(answers.original, answers.outcome(one), exact, ref), alpha, delta)[0]
     values = (certify_drop(answers.original, answers.outcome(one), alpha, 1 - delta, exact).p_value for one in path)
     accepted = fixed_sequence(values, delta)
     return accepted - 1 if accepted else None

@@ -111,7 +111,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, about: About, rows: int = 0) -> dic
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": split,
         "tokenizer.ggml.tokens": [tokens[at] for at in range(size)] + [f"[PAD{at}]" for at in more],
-        "tokenizer.ggml.token_type": kinds + [UNUSED for _ in more],
+        "tokenizer.ggml.token_type": kinds + [UNUSED] * len(more),
         "tokenizer.ggml.add_bos_token": about.begin_token is not None,
         "tokenizer.ggml.add_space_prefix": False,
     }

@@ -36,8 +36,10 @@ def tokenizer_of(file: Gguf) -> Tokenizer:
         raise BadModel(f'its tokenizer is "{kind}", "{split}"', where=str(file.path), expected=f'"gpt2" with {", ".join(SPLITS)}')
     tokens, merges = _texts(file, "tokenizer.ggml.tokens"), _texts(file, "tokenizer.ggml.merges")
     kinds: list[Any] = file.metadata.get("tokenizer.ggml.token_type") or []
-    while len(kinds) == len(tokens) and kinds and kinds[-1] == UNUSED:
-        kinds, tokens = kinds[:-1], tokens[:-1]
+    used = len(tokens)
+    while kinds[used - 1 : used] == [UNUSED]:
+        used -= 1
+    tokens = tokens[:used]
     parted = [merge.partition(" ") for merge in merges]
     if not all(first and last for first, _, last in parted):
         raise BadModel("a merge of its tokenizer is no pair of pieces", where=str(file.path))

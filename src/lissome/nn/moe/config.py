@@ -20,8 +20,7 @@ class MoEConfig(Config):
     activation, gated: of an expert: down(act(gate x) * (up x)), or down(act(up x)). biases: whether the expert's sums have them (a split dense network's may).
     offset: whether the router's logits have one for each expert. scores: what the logits become. weights: of the chosen experts' outputs: "normalised": their
     scores over their sum (Mixtral), "scores": the scores (Switch), "ones": 1, so that all experts together are the dense network that was split. scale: of all
-    weights; with `active` "normalised" ones add up as the neurons of one dense network do, which trains better from scratch than their mean (a Llama of width
-    128 and 4 layers, 600 steps, one seed: 4.58 nats against 4.68, dense 4.65).
+    weights; with `active` "normalised" ones add up as the neurons of one dense network do.
     balance: what keeps the load even in training: "bias" nudges a number per expert that is added to its score for choosing only (Wang et al. 2024,
     DeepSeek-V3), by up to `rate` a step; "switch" adds Fedus et al.'s loss (2021), times `strength`.
     """
