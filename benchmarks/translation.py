@@ -1,20 +1,20 @@
 """Translation from English to German with sparse attention against dense, trained alike, on the message catalogues of Debian packages.
 
-    python benchmarks/translation.py [--json] [--write docs/benchmarks.md] [--steps 600 | --minutes 16] [--tokens 512] [--short 0.5] [--globals 8]
-        [--pattern "window(64) | ..."] [--width 256] [--layers 3] [--vocabulary 8192] [--documents 200] [--lengths 512 1024 2048 4096] [--rounds 7]
+    python benchmarks/translation.py [--json] [--write docs/benchmarks.md] [--messages 6000] [--steps 600] [--tokens 512] [--window 64] [--globals 8]
+        [--width 256] [--layers 3] [--vocabulary 4096] [--documents 200] [--lengths 512 1024 2048 4096] [--rounds 7]
 
-An encoder-decoder begins with the same random weights twice and sees the same batches in the same order for as many steps: first texts of up to 128 tokens
-(the share `--short` of the steps), then documents of up to `--tokens` tokens. Once its self-attention is dense, once window(64) and 8 tokens that lie evenly.
-BLEU is sacreBLEU's over greedy translations of the test split, a document counting as one segment; the interval of the difference comes from drawing
-documents, the same for both. Speed is that of untrained models of the same sizes, one document a batch without padding, interleaved: a training step (forward
-and backward) and the encoder's forward. `--minutes` chooses the steps by timing a few of the dense model's, so that both trainings take about that long.
+An encoder-decoder learns single messages of up to `--window` tokens first: there a window shows everything, both ways are the same model, and it is trained
+once. From there it is trained twice on messages joined to documents of up to `--tokens` tokens, the same batches in the same order: once its self-attention is
+dense, once a window and tokens that lie evenly. BLEU is sacreBLEU's over greedy translations of the test split's documents, a document counting as one
+segment; the interval of the difference comes from drawing documents, the same for both. Speed is that of untrained models of the same sizes, one document a
+batch without padding, interleaved: a training step (forward and backward) and the encoder's forward.
 Needs the extra "translation". What was trained and translated is kept, so that a run that was stopped goes on.
 
-JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "pattern": str, "parameters": int, "steps": int,
-"tokens": int, "train_pairs": int, "documents": int, "signature": sacreBLEU's, "drop": {"value", "low", "high", "unit": "BLEU", "n"}, "encoder": figure and
-"step": figure at the trained length, "rows": [{"name": "dense" | "sparse", "bleu": float, "loss": float, "minutes": float, "said": first translations}],
-"speed": [{"tokens": int, "pass": "training step" | "encoder", "dense_p50": ms, "sparse_p50": ms, "speedup": figure}]} with figure = {"value", "low",
-"high"}. drop: BLEU of dense less that of sparse. speedup: dense over sparse in the same round, median with its interval at 95 %.
+JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "pattern": str, "parameters": int, "messages": int and
+"steps": int (updates on single messages and on documents), "tokens": int, "train_pairs": int, "documents": int, "signature": sacreBLEU's, "drop": {"value",
+"low", "high", "unit": "BLEU", "n"}, "encoder": figure and "step": figure at the trained length, "rows": [{"name": "dense" | "sparse", "bleu": float, "loss":
+float, "said": first translations}], "speed": [{"tokens": int, "pass": "training step" | "encoder", "dense_p50": ms, "sparse_p50": ms, "speedup": figure}]}
+with figure = {"value", "low", "high"}. drop: BLEU of dense less that of sparse. speedup: dense over sparse in the same round, median with its interval at 95 %.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,14 +39,14 @@ from lissome.machine.identity import identify
 from lissome.nn.translation import TranslatorConfig, local_global, translator
 from lissome.report.markdown import markdown_table
 from lissome.train.config import TrainConfig
-from lissome.train.loop import train
-from lissome.train.translating import Course, TranslationBatches, batch_of, encoded, translate, translation_loss
+from lissome.train.loop import TrainResult, train
+from lissome.train.translating import TranslationBatches, batch_of, encoded, translate, translation_loss
 from publishing import Document, made_on, on, options, publish, spread
 
 STRETCH = 100
 """Neighbouring messages that stay in one split, so that the test has messages of all programs: whole catalogues would leave one program for it."""
-BATCH = 4096
-"""Positions of a batch, a side."""
+SMALL, LARGE = 1024, 2048
+"""Positions of a batch, a side: of single messages, for many updates, and of documents."""
 LOSS = translation_loss(0.1)
 
 
@@ -68,11 +67,12 @@ class Setting:
         room = given.tokens - 1  # for what ends each
         self.documents = pack(texts, self.count, room)
         self.test = some_of(pack(held.splits["test"], self.count, room), given.documents)
-        self.pattern = given.pattern or local_global(64, given.globals, given.tokens)
-        self.short = TranslationBatches(self.ids(pack(texts, self.count, 127), 128), BATCH, pad=self.pad)
-        self.long = TranslationBatches(self.ids(self.documents, given.tokens), max(BATCH, given.tokens), pad=self.pad, seed=1)
-        shaping = ("tokens", "short", "width", "layers", "vocabulary", "lr")
-        self.identity = digest(held.fingerprint, {name: getattr(given, name) for name in shaping}, torch.__version__, 1)
+        self.pattern = local_global(given.window, given.globals, given.tokens)
+        self.single = TranslationBatches(self.ids(texts, given.window), SMALL, pad=self.pad)
+        mixed = [*self.documents, *pack(texts, self.count, given.tokens // 4 - 1)]
+        self.joined = TranslationBatches(self.ids(mixed, given.tokens), max(LARGE, given.tokens), pad=self.pad, seed=1)
+        shaping = ("tokens", "window", "width", "layers", "vocabulary", "lr", "messages")
+        self.identity = digest(held.fingerprint, {name: getattr(given, name) for name in shaping}, (SMALL, LARGE), torch.__version__)
 
     def count(self, text: str) -> int:
         """Tokens of a message."""
@@ -92,29 +92,6 @@ class Setting:
         """Positions of a trained model: its longest document, and a margin for what it says."""
         return int(self.given.tokens * 1.25)
 
-    def steps(self) -> int:
-        """As many as asked for, or as many as two trainings can take in the minutes; kept, so that a run goes on with as many."""
-        if not self.given.minutes:
-            return int(self.given.steps)
-        key = digest(self.identity, self.given.minutes, 2)
-        kept = self.cache.get("translation-steps", key)
-        if kept is None:
-            self.progress.stage("time some steps")
-            seconds = [self.step_seconds(batches) for batches in (self.short, self.long)]
-            each = self.given.short * seconds[0] + (1 - self.given.short) * seconds[1]
-            kept = max(20, int(60 * self.given.minutes / 2 / each))
-            self.cache.put("translation-steps", key, kept)
-        return int(kept)
-
-    def step_seconds(self, batches: TranslationBatches) -> float:
-        """Median seconds of some steps of the dense model; the first ones, which ask for memory, take longer."""
-        model, taken = translator(self.config(None, self.length())).train(), []
-        for _, batch in zip(range(10), batches.epoch(0), strict=False):
-            begun = time.perf_counter()
-            LOSS(model, batch).backward()
-            taken.append(time.perf_counter() - begun)
-        return statistics.median(taken[3:] or taken)
-
 
 def some_of(documents: list[Pair], count: int) -> list[Pair]:
     """`count` of the documents, evenly over all of them; 0: all."""
@@ -122,27 +99,36 @@ def some_of(documents: list[Pair], count: int) -> list[Pair]:
     return [documents[i] for i in picked]
 
 
-def learned(setting: Setting, name: str, pattern: str | None, steps: int) -> dict[str, Any]:
-    """One way, trained and tested: its BLEU's sums per document, loss and minutes."""
-    key = digest(setting.identity, steps, pattern)
+def taught(setting: Setting, model: Any, batches: TranslationBatches, steps: int, name: str, key: str) -> TrainResult:
+    """`model` trained in place on `batches`; what a stopped run had done is gone on from."""
+    config = TrainConfig(steps=steps, lr=setting.given.lr, warmup=0.05, schedule="cosine", precision="fp32", seed=0)
+    setting.progress.say(f"{name}: {steps} steps")
+    return train(model, batches, LOSS, config, resume=setting.cache.path("translation-runs", key), progress=setting.progress, identity=key)
+
+
+def on_messages(setting: Setting) -> dict[str, torch.Tensor]:
+    """The weights that both ways go on from."""
+    model = translator(setting.config(None, setting.length()))
+    taught(setting, model, setting.single, setting.given.messages, "single messages", digest(setting.identity, "messages"))
+    return dict(model.state_dict())
+
+
+def learned(setting: Setting, name: str, pattern: str | None, begun: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """One way, trained and tested: its BLEU's sums per document and its loss."""
+    key = digest(setting.identity, setting.given.steps, pattern)
     tested = digest(key, setting.given.documents)
     kept: dict[str, Any] | None = setting.cache.get("translation-results", tested)
     if kept is not None:
         return kept
-    folder = setting.cache.path("translation-runs", key)
-    first = int(setting.given.short * steps)
     model = translator(setting.config(pattern, setting.length()))
-    config = TrainConfig(steps=steps, lr=setting.given.lr, warmup=0.1, schedule="cosine", weight_decay=0.01, precision="fp32", seed=0)
-    setting.progress.say(f"{name}: {steps} steps, {first} of them on short texts")
-    course = Course(setting.short, first, setting.long)
-    result = train(model, course, LOSS, config, resume=folder, progress=setting.progress, identity=key)
+    model.load_state_dict(begun)
+    result = taught(setting, model, setting.joined, setting.given.steps, f"documents, {name}", key)
     setting.progress.stage(f"{name}: translate {len(setting.test)} documents", -(-len(setting.test) // 32))
     sources = [pair.source for pair in setting.test]
     said = translate(model, setting.tokenizer, sources, end=setting.end, pad=setting.pad, most=int(setting.given.tokens * 1.2), step=setting.progress.step)
     found = {
         "sums": bleu_sums(said, [pair.target for pair in setting.test]),
         "loss": statistics.fmean(row["loss"] for row in result.history[-10:]),
-        "minutes": result.seconds / 60,
         "said": said[:3],
         "parameters": sum(one.numel() for one in model.parameters()),
     }
@@ -177,7 +163,7 @@ def bleu_of(sums: Any) -> float:
 
 def calls(setting: Setting, length: int) -> dict[str, dict[str, Callable[[], object]]]:
     """By pass and way, one call of untrained models on one document of `length` tokens a side."""
-    pattern = setting.given.pattern or local_global(64, setting.given.globals, length)
+    pattern = local_global(setting.given.window, setting.given.globals, length)
     models = {name: translator(setting.config(one, length)) for name, one in (("dense", None), ("sparse", pattern))}
     generator = torch.Generator().manual_seed(0)
     source, target = (torch.randint(3, setting.given.vocabulary, (length,), generator=generator).tolist() for _ in range(2))
@@ -211,19 +197,17 @@ def run(given: argparse.Namespace, progress: Progress) -> Document:
     """The whole benchmark as its JSON document."""
     bleu()  # before anything is trained
     setting = Setting(given, Cache(), progress)
-    steps = setting.steps()
-    found = {name: learned(setting, name, pattern, steps) for name, pattern in (("dense", None), ("sparse", setting.pattern))}
+    begun = on_messages(setting)
+    found = {name: learned(setting, name, pattern, begun) for name, pattern in (("dense", None), ("sparse", setting.pattern))}
     value, low, high = paired_difference(np.array(found["dense"]["sums"]), np.array(found["sparse"]["sums"]), bleu_of)
     speed = speeds(setting, sorted({*given.lengths, given.tokens}), given.rounds)
-    rows = [
-        {"name": name, "bleu": bleu_of(np.array(one["sums"]).sum(0)), "loss": one["loss"], "minutes": one["minutes"], "said": one["said"]}
-        for name, one in found.items()
-    ]
+    rows = [{"name": name, "bleu": bleu_of(np.array(one["sums"]).sum(0)), "loss": one["loss"], "said": one["said"]} for name, one in found.items()]
     trained = {row["pass"]: row["speedup"] for row in speed if row["tokens"] == given.tokens}
     return on(identify()) | {
         "pattern": setting.pattern,
         "parameters": found["dense"]["parameters"],
-        "steps": steps,
+        "messages": given.messages,
+        "steps": given.steps,
         "tokens": given.tokens,
         "train_pairs": len(setting.messages),
         "documents": len(setting.test),
@@ -245,14 +229,14 @@ def signature() -> str:
 
 def table(document: Document) -> str:
     """What was trained, two tables, and the machine."""
-    quality = [[row["name"], f"{row['bleu']:.2f}", f"{row['loss']:.3f}", f"{row['minutes']:.1f}"] for row in document["rows"]]
+    quality = [[row["name"], f"{row['bleu']:.2f}", f"{row['loss']:.3f}"] for row in document["rows"]]
     speed = [[f"{r['tokens']:,}", r["pass"], f"{r['dense_p50']:.1f}", f"{r['sparse_p50']:.1f}", spread(r["speedup"])] for r in document["speed"]]
     text = (
-        f"{document['parameters'] / 1e6:.1f}M parameters, {document['train_pairs']:,} messages to learn from, {document['steps']} steps each, documents of "
-        f"up to {document['tokens']} tokens; sparse is `{document['pattern']}`. BLEU lost: {spread(document['drop'])} over {document['documents']} "
-        f"documents of the test split ({document['signature']})."
+        f"{document['parameters'] / 1e6:.1f}M parameters, {document['train_pairs']:,} messages to learn from, {document['messages']:,} steps on them, "
+        f"then {document['steps']:,} each way on documents of up to {document['tokens']} tokens; sparse is `{document['pattern']}`. BLEU lost: "
+        f"{spread(document['drop'])} over {document['documents']} documents of the test split ({document['signature']})."
     )
-    learned_table = markdown_table(quality, ["attention", "BLEU", "loss at the end", "minutes to train"])
+    learned_table = markdown_table(quality, ["attention", "BLEU", "loss at the end"])
     speed_table = markdown_table(speed, ["tokens", "pass", "dense p50, ms", "sparse p50, ms", "times dense"])
     return f"{text}\n\n{learned_table}\n\n{speed_table}\n\n{made_on(document)}"
 
@@ -260,15 +244,14 @@ def table(document: Document) -> str:
 def main() -> None:
     """Run, print, and write the tables into the docs when asked."""
     parser = options(__doc__, "translation")
-    parser.add_argument("--steps", type=int, default=600, help="updates of each model")
-    parser.add_argument("--minutes", type=float, help="choose the steps so that both trainings take about as long")
+    parser.add_argument("--messages", type=int, default=6000, help="updates on single messages, which both ways share")
+    parser.add_argument("--steps", type=int, default=600, help="updates of each way on documents")
     parser.add_argument("--tokens", type=int, default=512, help="of a document, a side")
-    parser.add_argument("--short", type=float, default=0.5, help="share of the steps on texts of up to 128 tokens")
+    parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--globals", type=int, default=8)
-    parser.add_argument("--pattern", help="of sparse attention, instead of window(64) and global tokens")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--documents", type=int, default=200, help="of the test split; 0: all")
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096], help="beside that of the documents, to time")

@@ -36,6 +36,14 @@ def test_everything_visible_is_the_dense_model(source, target):
 
 
 @torch.no_grad()
+def test_texts_no_longer_than_a_window_are_the_dense_models():
+    """So what is learned from single messages is the same for both."""
+    given = inputs(64, 50)
+    dense, sparse = made()(**given), made(local_global(64, 8, 256))(**given)
+    torch.testing.assert_close(sparse.logits, dense.logits, atol=2e-5, rtol=2e-5)
+
+
+@torch.no_grad()
 def test_equal_lengths_on_both_sides_do_not_make_cross_attention_sparse():
     """Encoder and decoder of one length look alike to an attention function: only window(1) in self-attention tells them apart."""
     given = inputs(80, 80)

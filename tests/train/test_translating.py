@@ -14,7 +14,7 @@ from lissome.data.vocabulary import END, PAD, train_tokenizer
 from lissome.nn.translation import TranslatorConfig, translator
 from lissome.train.config import TrainConfig
 from lissome.train.loop import train
-from lissome.train.translating import Course, TranslationBatches, batch_of, encoded, translate, translation_loss
+from lissome.train.translating import TranslationBatches, batch_of, encoded, translate, translation_loss
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier"}
 TEXTS = [(" ".join(some), " ".join(WORDS[word] for word in some)) for some in itertools.product(WORDS, repeat=3)]
@@ -57,18 +57,6 @@ def test_the_loss_is_the_mean_over_real_tokens_whatever_the_padding(pattern):
     torch.testing.assert_close(together, sum(apart) / sum(len(target) for _, target in both), atol=1e-5, rtol=1e-5)
 
 
-def test_a_course_begins_with_single_messages_and_goes_on_anywhere():
-    first, then = TranslationBatches(PAIRS, 64), TranslationBatches(PAIRS, 32, seed=1)
-    steps = len(first) + 3
-    course = Course(first, steps, then)
-    whole = [batch["labels"].tolist() for batch in course.epoch(0)]
-    assert len(whole) == steps
-    assert [batch["labels"].tolist() for batch in course.epoch(0, 5)] == whole[5:]
-    assert [batch["labels"].tolist() for batch in course.epoch(1)] == [batch["labels"].tolist() for batch in then.epoch(0)]
-    none = Course(first, 0, then)
-    assert [batch["labels"].tolist() for batch in none.epoch(0)] == [batch["labels"].tolist() for batch in then.epoch(0)]
-
-
 @pytest.mark.parametrize("pattern", [None, "window(3) | tokens([0])"])
 def test_one_step_lowers_the_loss(pattern):
     model, batch, loss = made(pattern), batch_of(PAIRS[:16]), translation_loss()
@@ -81,8 +69,7 @@ def test_one_step_lowers_the_loss(pattern):
 @pytest.mark.parametrize("pattern", [None, "window(64)"])
 def test_it_learns_to_translate(pattern):
     model = made(pattern)
-    course = Course(TranslationBatches(PAIRS[:60], 256), 50, TranslationBatches(PAIRS[:60], 128))
-    train(model, course, translation_loss(0.0), TrainConfig(steps=300, lr=3e-3, precision="fp32"))
+    train(model, TranslationBatches(PAIRS[:60], 192), translation_loss(0.0), TrainConfig(steps=300, lr=3e-3, precision="fp32"))
     assert translate(model, TOKENIZER, [source for source, _ in TEXTS], **SPECIAL, most=12, size=16)[:60] == [target for _, target in TEXTS[:60]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from lissome.core.errors import BadConfig, BadTask
-from lissome.train.batches import LABELS, Ordered
+from lissome.train.batches import LABELS
 from lissome.train.loop import Loss
 
 if TYPE_CHECKING:
@@ -70,23 +69,6 @@ class TranslationBatches:
             held.append(i)
         if held:
             yield held
-
-
-class Course:
-    """Batches in stages, such as single messages first and documents after: `first` for exactly `steps` batches, which are epoch 0, then `then` for good."""
-
-    def __init__(self, first: Ordered, steps: int, then: Ordered):
-        self.first, self.steps, self.then = first, steps, then
-
-    def __len__(self) -> int:
-        return 0  # epochs are of unequal length: the run's config counts steps
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Any]:
-        """The batches of epoch `number`, from the `start`-th on."""
-        if self.steps and number == 0:
-            yield from itertools.islice(itertools.chain.from_iterable(self.first.epoch(i) for i in itertools.count()), start, self.steps)
-        else:
-            yield from self.then.epoch(number - bool(self.steps), start)
 
 
 def batch_of(pairs: Sequence[Encoded], pad: int = 0) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from lissome.nn.attention.mass import block_mass, kept, oracle_blocks, softmax_r
 from lissome.nn.attention.past import Past
 from lissome.nn.attention.patterns import everything, per_head, select, window
 from lissome.nn.attention.sight import Sight
-from tests.nn.attention.test_patterns import HEADS, KV, inputs, looked, two_futures
+from tests.nn.attention.test_patterns import BACKENDS, HEADS, KV, inputs, looked, same_past, two_futures
 
 
 def made(span=1, dim=16, **sizes):
@@ -31,14 +31,15 @@ def made(span=1, dim=16, **sizes):
     return found
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("span", [1, 8, 64])
 @given(length=st.integers(2, 330), data=st.data())
 @settings(max_examples=10, deadline=None)
-def test_nothing_depends_on_the_future(span, length, data):
+def test_nothing_depends_on_the_future(span, backend, length, data):
     at, scorer = data.draw(st.integers(0, length - 2)), made(span)
     for pattern in (window(30) | top_blocks(2, scorer), top_share(0.4, scorer) | window(64), per_head(window(9), window(64) | top_blocks(1, scorer))):
-        before, after = (attend(*tensors, select(pattern, looked(*tensors[:2])), backend="chunked")[:, :, : at + 1] for tensors in two_futures(length, at))
-        assert torch.equal(before, after)
+        before, after = (attend(*tensors, select(pattern, looked(*tensors[:2])), backend=backend)[:, :, : at + 1] for tensors in two_futures(length, at))
+        same_past(before, after, backend)
 
 
 @pytest.mark.parametrize("span", [1, 16])

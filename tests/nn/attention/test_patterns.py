@@ -69,6 +69,11 @@ def two_futures(length, at):
     return one, other
 
 
+def same_past(before, after, backend):
+    """Equal bits; in matrix products as wide as the widest tile's choice, which may be a later one, equal but for the order of sums."""
+    torch.testing.assert_close(before, after, atol=1e-6 if backend == "chunked" else 0, rtol=0)
+
+
 CHOSEN = [
     window(70) | top_blocks(2),
     window(30) | sink(4) | top_blocks(1) | tokens([3, 100]),
@@ -85,7 +90,7 @@ CHOSEN = [
 def test_nothing_depends_on_the_future(pattern, backend, length, data):
     at = data.draw(st.integers(0, length - 2))
     before, after = (attend(*given, select(pattern, looked(*given[:2])), backend=backend)[:, :, : at + 1] for given in two_futures(length, at))
-    torch.testing.assert_close(before, after, atol=0, rtol=0)
+    same_past(before, after, backend)
 
 
 def test_global_tokens_by_threshold_do_not_depend_on_the_future():

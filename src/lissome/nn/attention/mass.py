@@ -5,13 +5,15 @@ The best that blocks can do is what `oracle_blocks` chooses; it computes all pai
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
 from lissome.nn.attention.sight import Sight
 
-FLOATS = 1 << 25
-"""How many floats of scores are held at once."""
+FLOATS = 1 << 22
+"""How many floats of scores are held at once: few enough to stay in a cache."""
 
 
 def kept(sight: Sight, selection: Selection, rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
@@ -43,7 +45,7 @@ def softmax_rows(sight: Sight, rows: torch.Tensor, scale: float | None = None) -
 def left(sight: Sight, rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """Dense attention weights of some queries on keys that are not shown yet [batch, heads, rows, keys]: what a scorer has to find."""
     weights = softmax_rows(sight, rows, scale)
-    return weights if sight.shown is None else weights * ~seen(sight.shown, rows)
+    return weights if sight.shown is None else weights * ~seen(sight.shown, rows)[..., : sight.keys]
 
 
 def block_mass(weights: torch.Tensor) -> torch.Tensor:
@@ -84,5 +86,16 @@ def oracle_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     step = max(1, FLOATS // (batch * heads * sight.keys))
     for begin in range(0, sight.queries, step):
         rows = torch.arange(begin, min(begin + step, sight.queries), device=queries.device)
-        found.index_add_(2, (lead + rows) // TILE, block_mass(left(sight, rows)))
+        here = block_mass(left(_up_to(sight, int(rows[-1])), rows))
+        found[..., : here.shape[-1]].index_add_(2, (lead + rows) // TILE, here)
     return found
+
+
+def _up_to(sight: Sight, row: int) -> Sight:
+    """What the queries up to `row` may see: without the keys of the future, where it is hidden."""
+    end = sight.offset + row + 1
+    if not sight.causal or end >= sight.keys:
+        return sight
+    assert sight.k is not None
+    documents = None if sight.documents is None else sight.documents[:, :end]
+    return dataclasses.replace(sight, keys=end, k=sight.k[:, :, :end], documents=documents)
