@@ -7,9 +7,10 @@ oracle that computes all pairs; `--way NAME=PATTERN` adds one. All but dense sho
 that later runs add to and write from, so that parts can run one at a time.
 
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "settings": {option: value}, and a list for each part
-that ran: "recall": [{"way", "tokens", "texts", "kept", "worst", "of_oracle"}] (shares), "perplexity": [{"way", "from", "to", "texts", "perplexity",
-"times_dense": interval}], "passkey": [{"way", "tokens", "depth", "texts", "found": interval}], "mqar": [{"way", "seeds", "accuracy": interval}] (mean over
-seeds, lowest, highest), "speed": [{"way", "tokens", "threads", "latency_p50": ms, "speedup": interval}]} with interval = {"value", "low", "high"}.
+that ran: "recall": [{"way", "tokens", "texts", "kept", "worst", "of_oracle"}] (shares), "perplexity": [{"name", "way", "from", "to", "texts", "perplexity",
+"times_dense": interval}], "passkey": [{"way", "tokens", "depth", "texts", "found": interval}] and "passkeys": [{"name", "way", "texts", "found": interval,
+"fewer": share less than dense}], "mqar": [{"way", "seeds", "accuracy": interval}] (mean over seeds, lowest, highest), "speed": [{"name", "way", "tokens",
+"threads", "latency_p50": ms, "speedup": interval}]} with interval = {"value", "low", "high"}.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lissome.nn.likelihood import hidden_states
 from lissome.nn.load import load_model
 from lissome.report.markdown import markdown_table
 from long_mqar import Sizes, recalled
-from long_quality import passkeys, perplexity, recall, windows
+from long_quality import passkeys, perplexity, recall, whole, windows
 from long_ways import DENSE, OURS, Ways, attending, ways
 from publishing import Document, made_on, on, options, publish, spread
 
@@ -53,7 +54,7 @@ def speed(folder: Path, patterns: Ways, length: int, rounds: int, progress: Prog
     for name, taken in times.items():
         value, low, high = ratio_interval(times[DENSE], taken)
         pace = {"value": value, "low": low, "high": high}
-        rows.append({"way": name, "tokens": length, "threads": torch.get_num_threads(), "latency_p50": statistics.median(taken), "speedup": pace})
+        rows.append({"name": name, "way": name, "tokens": length, "threads": torch.get_num_threads(), "latency_p50": statistics.median(taken), "speedup": pace})
     return rows
 
 
@@ -82,6 +83,8 @@ def run(given: argparse.Namespace, progress: Progress) -> Document:
     }
     for part in given.parts:
         document[part] = work[part]()
+        if part == "passkey":
+            document["passkeys"] = whole(document[part])
         if given.out:
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -131,12 +134,13 @@ def _perplexity(document: Document) -> str:
 def _passkey(document: Document) -> str:
     every = document["passkey"]
     columns = list(dict.fromkeys((r["tokens"], r["depth"]) for r in every))
+    of_all = {r["way"]: r["found"] for r in document["passkeys"]}
     rows = []
     for name in dict.fromkeys(r["way"] for r in every):
         own = {(r["tokens"], r["depth"]): r for r in every if r["way"] == name}
-        rows.append([name, *(f"{own[c]['found']['value']:.2f}" for c in columns)])
+        rows.append([name, *(f"{own[c]['found']['value']:.2f}" for c in columns), spread(of_all[name])])
     text = f"Passkeys found, by length and depth ({_said(document, 'passkey')}; {every[0]['texts']} texts each):"
-    return f"{text}\n\n{markdown_table(rows, ['way', *(f'{tokens:,} at {depth:g}' for tokens, depth in columns)])}"
+    return f"{text}\n\n{markdown_table(rows, ['way', *(f'{tokens:,} at {depth:g}' for tokens, depth in columns), 'all'])}"
 
 
 def _mqar(document: Document) -> str:

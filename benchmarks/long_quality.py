@@ -95,7 +95,7 @@ def recall(model: Any, folder: Path, ways: Ways, length: int, count: int, sample
 
 @torch.no_grad()
 def perplexity(model: Any, folder: Path, ways: Ways, length: int, count: int, edges: Sequence[int], progress: Progress) -> list[Document]:
-    """Perplexity on text of 2026 by where a token stands, and as a multiple of the dense model's on the same tokens, with its interval at 95 %."""
+    """Perplexity on text of 2026 by where a token stands and over all, and as a multiple of the dense model's on the same tokens, with its interval at 95 %."""
     texts = windows(folder, length, count)
     progress.stage("perplexity by position", len(ways))
     found = {}
@@ -105,12 +105,13 @@ def perplexity(model: Any, folder: Path, ways: Ways, length: int, count: int, ed
         progress.step(note=name)
     rows = []
     bounds = sorted({0, *(edge for edge in edges if edge < length), length})
-    for begin, end in itertools.pairwise(bounds):
+    for begin, end in [*itertools.pairwise(bounds), *([(0, length)] if len(bounds) > 2 else [])]:
         for name, values in found.items():
             here = slice(max(begin - 1, 0), end - 1)  # entry i is the likelihood of token i + 1
             loss = found[DENSE][:, here] - values[:, here]
             rows.append(
                 {
+                    "name": f"{name}, {begin} to {end}",
                     "way": name,
                     "from": begin,
                     "to": end,
@@ -154,3 +155,14 @@ def passkeys(model: Any, folder: Path, ways: Ways, lengths: Sequence[int], depth
                 rows.append({"way": name, "tokens": length, "depth": depth, "texts": count, "found": {"value": value, "low": low, "high": high}})
                 progress.step(note=f"{name}, {length} tokens")
     return rows
+
+
+def whole(rows: Sequence[Document]) -> list[Document]:
+    """Passkeys found over all lengths and depths by each way, with the interval at 95 %, and the share that dense attention finds beyond that."""
+    found = []
+    for name in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == name]
+        texts = sum(row["texts"] for row in own)
+        value, low, high = proportion_interval(round(sum(row["found"]["value"] * row["texts"] for row in own)), texts)
+        found.append({"name": name, "way": name, "texts": texts, "found": {"value": value, "low": low, "high": high}})
+    return [row | {"fewer": found[0]["found"]["value"] - row["found"]["value"]} for row in found]
