@@ -7,8 +7,6 @@
 // Source: online softmax and recomputation as in FlashAttention (Dao et al. 2022, algorithms 1 and 4).
 #include "vector_body.h"
 
-constexpr long LANES = TILE / WIDTH;
-
 // What one thread needs for a tile.
 struct Scratch {
     alignas(64) float q[LISSOME_DIM_MAX * TILE];     // [dim, queries], scaled
@@ -62,16 +60,16 @@ static void turned(float *into, const lissome_rows &from, int half, int64_t at, 
         }
 }
 
-// [keys, queries]: what is masked becomes `hidden`.
-static void masked(float *s, const uint64_t *bits, long count, float hidden) {
+// [keys, queries from `low` to `high`]: what is masked becomes `hidden`.
+static void masked(float *s, const uint64_t *bits, long count, float hidden, long low, long high) {
     vi lane;
     for (int i = 0; i < WIDTH; i++) lane[i] = 1 << i;
     for (long j = 0; j < count; j++) {
         uint64_t word = bits[j];
         if (word == ~(uint64_t)0) continue;
-        for (int c = 0; c < LANES; c++) {
-            int part = (int)((word >> (c * WIDTH)) & (((uint64_t)1 << WIDTH) - 1));
-            float *at = s + j * TILE + c * WIDTH;
+        for (long c = low; c < high; c += WIDTH) {
+            int part = (int)((word >> c) & (((uint64_t)1 << WIDTH) - 1));
+            float *at = s + j * TILE + c;
             vf gone = splat(hidden);
             store(at, (lane & part) != 0 ? load(at) : gone);
         }
@@ -81,15 +79,16 @@ static void masked(float *s, const uint64_t *bits, long count, float hidden) {
 static void forward_tile(const lissome_attention &a, int64_t batch, int64_t head, int64_t tile, Scratch &at) {
     int64_t first = tile * TILE - a.lead;  // index of the query in row 0
     long begin = first < 0 ? -first : 0, end = a.queries - first < TILE ? a.queries - first : TILE;
+    const long low = begin / WIDTH * WIDTH, high = (end + WIDTH - 1) / WIDTH * WIDTH;  // a decoder's step has one query: the vectors without any are left out
     turned(at.q, a.q, a.half, batch * a.q.batch + head * a.q.head + (first + begin) * a.q.row, a.dim, begin, end, a.scale);
     __builtin_memset(at.out, 0, sizeof(float) * a.value_dim * TILE);
     for (int r = 0; r < TILE; r++) at.most[r] = -INFINITY, at.total[r] = 0;
     int64_t list = batch * a.selection_batch + head * a.selection_head + tile * a.most;
     for (int64_t e = 0; e < a.most && a.blocks[list + e] >= 0; e++) {
         Block block = visited(a, batch, head, a.blocks[list + e], at);
-        product(at.s, TILE, block.k, block.k_row, 1, at.q, TILE, block.count, TILE, a.dim, OVERWRITE);
-        if (a.masks[list + e] >= 0) masked(at.s, a.bits + (int64_t)a.masks[list + e] * TILE, block.count, -INFINITY);
-        for (int c = 0; c < TILE; c += WIDTH) {
+        product(at.s + low, TILE, block.k, block.k_row, 1, at.q + low, TILE, block.count, high - low, a.dim, OVERWRITE);
+        if (a.masks[list + e] >= 0) masked(at.s, a.bits + (int64_t)a.masks[list + e] * TILE, block.count, -INFINITY, low, high);
+        for (long c = low; c < high; c += WIDTH) {
             vf before = load(at.most + c), most = before, zero = {};
             for (long j = 0; j < block.count; j++) {
                 vf s = load(at.s + j * TILE + c);
@@ -106,7 +105,7 @@ static void forward_tile(const lissome_attention &a, int64_t batch, int64_t head
             store(at.most + c, most);
             store(at.total + c, load(at.total + c) * shrink + sum);
         }
-        product(at.out, TILE, block.v, 1, block.v_row, at.s, TILE, a.value_dim, TILE, block.count, at.shrink);
+        product(at.out + low, TILE, block.v, 1, block.v_row, at.s + low, TILE, a.value_dim, high - low, block.count, at.shrink + low);
     }
     for (long r = begin; r < end; r++) {
         int64_t row = (batch * a.heads + head) * a.queries + first + r;
@@ -156,7 +155,7 @@ static void backward_tile(const lissome_attention &a, int64_t batch, int64_t hea
         product(at.ds, TILE, block.v, block.v_row, 1, at.out, TILE, block.count, TILE, a.value_dim, OVERWRITE);
         for (long j = 0; j < block.count; j++)
             for (int c = 0; c < TILE; c += WIDTH) store(at.s + j * TILE + c, exponential(load(at.s + j * TILE + c) - load(at.most + c)));
-        if (a.masks[list + e] >= 0) masked(at.s, a.bits + (int64_t)a.masks[list + e] * TILE, block.count, 0);
+        if (a.masks[list + e] >= 0) masked(at.s, a.bits + (int64_t)a.masks[list + e] * TILE, block.count, 0, 0, TILE);
         for (long j = 0; j < block.count; j++)
             for (int c = 0; c < TILE; c += WIDTH) {
                 float *ds = at.ds + j * TILE + c;

@@ -10,7 +10,7 @@ import torch
 from lissome.core.errors import BadTensor
 from lissome.kernels.attention import chunked, dense, flex, native, reference
 from lissome.kernels.attention.selection import Selection
-from lissome.nn.attention.crossover import costs
+from lissome.nn.attention.crossover import FEW, costs
 
 Backend = Literal["auto", "native", "chunked", "dense", "flex", "reference"]
 _WHOLE: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Selection, float], torch.Tensor]] = {
@@ -57,7 +57,8 @@ def _way(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection
         return backend
     if trouble:
         return "chunked"
-    return "native" if costs(torch.get_num_threads()).pays(selection, *q.shape[:2]) else "dense"
+    here = costs(torch.get_num_threads(), q.dtype, selection.queries <= FEW)
+    return "native" if here.pays(selection, *q.shape[:2]) else "dense"
 
 
 class _Attend(torch.autograd.Function):
