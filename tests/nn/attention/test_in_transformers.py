@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from lissome.core.errors import BadConfig
 from lissome.nn.attention.in_transformers import FIELD, use
+from lissome.nn.attention.learned import attach
 
 SIZES = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 97, "max_position_embeddings": 512}
 
@@ -67,6 +68,54 @@ def test_prefill_and_steps_equal_one_call(pattern, prompt):
     model, given = use(llama(), pattern), ids(220)
     whole, found = model(given, use_cache=False).logits, stepped(model, given, (prompt, 1, 1, 1, 70, 1, 1))  # steps of one, and one that crosses tiles
     torch.testing.assert_close(found, whole[:, : found.shape[1]], atol=5e-5, rtol=5e-5)
+
+
+PADDED = [
+    "window(20) | top_blocks(1)",
+    "window(20) | top_share(0.4)",
+    "window(20) | top_blocks(1, leading_query)",
+    "window(20) | top_blocks(1, indexer)",
+    "window(20) | top_tokens(4, feature_entropy)",
+]
+
+
+def sharp():
+    """A decoder whose attention is far from even, so that what is chosen matters; its indexers look at 16 keys at once."""
+    model = llama()
+    attach(model, lambda layer: {"indexer"}, span=16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for part, factor in (("q_proj", 20), ("k_proj", 20), ("v_proj", 5), ("o_proj", 5)):
+                getattr(layer.self_attn, part).weight.mul_(factor)
+    return model
+
+
+@pytest.mark.parametrize("pattern", PADDED)
+@torch.no_grad()
+def test_what_stands_in_padding_changes_nothing(pattern):
+    """A batch padded on the left and in between, in one call, and in a prompt and steps that go on from its cache."""
+    model, real = use(sharp(), pattern), torch.ones(2, 280, dtype=torch.long)
+    real[0, :100] = 0
+    real[1, 120:150] = 0  # as where an answer follows a prompt that was padded behind
+    places = (real.cumsum(1) - 1).clamp(min=0)
+    found = []
+    for pad in (0, 7):
+        given = ids(280).masked_fill(real == 0, pad)
+        for cuts in ([280], [250, *[1] * 8, 22]):
+            logits, state, at = [], None, 0
+            for cut in cuts:
+                here = slice(at, at + cut)
+                state = model(
+                    given[:, here],
+                    attention_mask=real[:, : at + cut],
+                    position_ids=places[:, here],
+                    past_key_values=None if state is None else state.past_key_values,
+                )
+                logits.append(state.logits)
+                at += cut
+            found.append(torch.cat(logits, 1)[real.bool()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=5e-4, rtol=5e-4)
 
 
 @torch.no_grad()

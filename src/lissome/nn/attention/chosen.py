@@ -3,11 +3,15 @@
 A tile's choice depends on its first query and on blocks that end before it, never on what comes later: outputs up to t do not change with the future, and
 a decoder that keeps the first query of its tile makes the same choice token by token (`past`). Blocks chosen by the mean query of a tile, as in
 SpargeAttn, would leak the future inside the tile.
+
+Documents packed in one row are chosen for as if each stood alone: scores, ranks, shares and budgets are of the keys of one document. A tile of queries that
+holds several documents chooses for that of its first query; what it chose is hidden from the other rows, which see there what the rest of the pattern shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +29,7 @@ Scorer = Callable[[torch.Tensor, Sight], torch.Tensor]
 
 def pooled_keys(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
     """A block's score is its mean key's (MoBA, Lu et al. 2025)."""
-    if sight.documents is not None and sight.known is None and sight.k is not None:
-        means = pooled(sight.k, sight.documents >= 0)
-    else:
-        means = sight.of_keys("pooled_keys", pooled)
+    means = sight.of_keys("pooled_keys", pooled)
     return queries.float() @ means.repeat_interleave(queries.shape[1] // means.shape[1], 1).transpose(-1, -2)
 
 
@@ -106,7 +107,7 @@ class TopBlocks(Pattern):
 
     def visits(self, sight: Sight) -> Selection:
         """The chosen blocks, each shown whole."""
-        return best_blocks(self, sight, self.scorer, lambda tiles, blocks: torch.full_like(tiles, self.count))
+        return best_blocks(self, sight, self.scorer, lambda blocks: torch.full_like(blocks, self.count))
 
 
 def top_blocks(count: int, scorer: Scorer = pooled_keys) -> TopBlocks:
@@ -118,7 +119,7 @@ def top_blocks(count: int, scorer: Scorer = pooled_keys) -> TopBlocks:
 
 @dataclass(frozen=True)
 class TopShare(Pattern):
-    """A share of the blocks: those that score highest for each tile and head, as `TopBlocks`, and as many as the tile's place says."""
+    """A share of the blocks that a tile may see: those that score highest for each tile and head, as `TopBlocks`."""
 
     share: float
     scorer: Scorer = pooled_keys
@@ -130,7 +131,7 @@ class TopShare(Pattern):
 
     def visits(self, sight: Sight) -> Selection:
         """The chosen blocks, each shown whole. Causal: a share of the blocks before the tile, so that a length not yet reached changes nothing."""
-        return best_blocks(self, sight, self.scorer, lambda tiles, blocks: ((tiles if sight.causal else blocks) * self.share).ceil().long())
+        return best_blocks(self, sight, self.scorer, lambda blocks: (blocks * self.share).ceil().long())
 
 
 def top_share(share: float, scorer: Scorer = pooled_keys) -> TopShare:
@@ -141,53 +142,127 @@ def top_share(share: float, scorer: Scorer = pooled_keys) -> TopShare:
 
 
 @torch.no_grad()
-def best_blocks(pattern: Pattern, sight: Sight, scorer: Scorer, counts: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Selection:
-    """The blocks that score highest for each tile and head. counts(numbers of the tiles [tiles], how many blocks hold keys [b, 1, 1]) -> how many to take."""
+def best_blocks(pattern: Pattern, sight: Sight, scorer: Scorer, counts: Callable[[torch.Tensor], torch.Tensor]) -> Selection:
+    """The blocks that score highest for each tile and head. counts(how many blocks each tile may see [b, tiles]) -> how many to take."""
     if sight.q is None or sight.k is None:
         raise ValueError(f"{pattern.name} chooses by queries and keys: give both")
     with torch.autocast(sight.q.device.type, enabled=False):
-        scores = scorer(leading(sight), sight)
-    scores = scores.masked_fill(hidden(sight, scores.shape[-1]), float("-inf"))
-    tiles = sight.offset // TILE + torch.arange(scores.shape[2], device=scores.device)
-    there = torch.full((1,), scores.shape[-1]) if sight.documents is None else real(sight.documents, TILE).sum(-1)
-    count = counts(tiles, there.to(tiles)[:, None, None])
+        scores = block_scores(scorer, sight)
+    reach = within_reach(sight, scores.shape[-1])
+    scores = scores.masked_fill(~reach[:, None] | shown_whole(sight, scores.shape[-1]), float("-inf"))
+    count = counts(reach.sum(-1))[:, None]
     best = scores.topk(min(int(count.max()), scores.shape[-1]), -1)
     rank = torch.arange(best.values.shape[-1], device=scores.device)
     none = torch.iinfo(torch.int32).max
     blocks = torch.where((best.values == float("-inf")) | (rank >= count[..., None]), none, best.indices).sort(dim=-1).values
     blocks = torch.where(blocks == none, -1, blocks).int()
-    bits = torch.zeros(0, TILE, dtype=torch.int64, device=scores.device)
-    return Selection(blocks, torch.full_like(blocks, FULL), bits, sight.queries, sight.keys, sight.offset)
+    masks, bits = _rows(sight, blocks)
+    return Selection(blocks, masks, bits, sight.queries, sight.keys, sight.offset)
+
+
+def _rows(sight: Sight, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the chosen blocks [b, h, tiles, most] and their bits: all rows of a tile, or those of the document that it chose for."""
+    if sight.documents is None or not several(sight.documents):
+        return torch.full_like(blocks, FULL), torch.zeros(0, TILE, dtype=torch.int64, device=blocks.device)
+    inside = torch.arange(TILE, device=blocks.device)
+    rows = (sight.offset // TILE * TILE + torch.arange(blocks.shape[2], device=blocks.device)[:, None] * TILE + inside).clamp(max=sight.keys - 1)
+    own = sight.documents[:, rows] == tile_documents(sight)[..., None]
+    words, which = torch.unique((own.long() << inside).sum(-1), return_inverse=True)
+    masks = torch.where(own.all(-1), FULL, which).int()
+    return masks[:, None, :, None].expand(blocks.shape).contiguous(), words[:, None].expand(-1, TILE).contiguous()
+
+
+def block_scores(scorer: Scorer, sight: Sight, tiles: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores of the blocks for each tile, or for some `tiles` [n] [batch, heads, tiles, blocks]: of the keys of the document that it chooses for.
+
+    A scorer knows padding and no documents: to a tile, the keys of other documents are padding.
+    """
+    queries = leading(sight)
+    if sight.documents is None or not several(sight.documents):
+        return scorer(queries if tiles is None else queries[:, :, tiles], sight)
+    found = queries.new_full((*queries.shape[:3], blocks_of(sight.keys)), float("-inf"), dtype=torch.float32)
+    for document, some, own in each_document(tile_documents(sight)):
+        alone = dataclasses.replace(sight.of_tiles(some), documents=torch.where(sight.documents == document, 0, -1))
+        found[:, :, some] = torch.where(own[:, None, :, None], scorer(queries[:, :, some], alone), found[:, :, some])
+    return found if tiles is None else found[:, :, tiles]
+
+
+def several(documents: torch.Tensor) -> bool:
+    """Whether there may be more than one document: a single one is number 0, beside padding."""
+    return int(documents.max()) > 0
+
+
+def each_document(own: torch.Tensor) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """Each document among those that tiles choose for [b, tiles]: its number, from its first tile to its last, and which of these choose for it."""
+    for document in torch.unique(own).tolist():
+        at = (own == document).any(0).nonzero()
+        tiles = slice(int(at[0]), int(at[-1]) + 1)
+        if document >= 0:
+            yield document, tiles, own[:, tiles] == document
 
 
 def _by(scorer: Scorer) -> str:
     return "" if scorer is pooled_keys else f", {scorer.__name__}"
 
 
-def leading(sight: Sight) -> torch.Tensor:
-    """The first query of every tile [batch, heads, tiles, dim]."""
-    assert sight.q is not None
+def leaders(sight: Sight) -> torch.Tensor:
+    """Which query each tile chooses by [b, tiles], counted from the first of `q`, negative for one before it, `sight.first`.
+
+    The first of the tile that is known, and both ways the first that is no padding. Causal, padding at the front has nothing before it to be chosen, and a
+    decoder keeps the first query, whatever it is.
+    """
     tiles, lead = tiles_of(sight.queries, sight.offset), sight.offset % TILE
-    rows = (torch.arange(tiles, device=sight.q.device) * TILE - lead).clamp(min=0)
-    found = sight.q[:, :, rows]
-    return found if sight.first is None or not lead else torch.cat([sight.first[:, :, None], found[:, :, 1:]], 2)
+    rows = (torch.arange(tiles) * TILE - lead)[None]
+    if sight.documents is not None and not sight.causal:
+        there = sight.documents[:, sight.offset : sight.offset + sight.queries] >= 0
+        there = functional.pad(there, (lead, tiles * TILE - lead - sight.queries)).view(len(there), tiles, TILE)
+        rows = rows.to(there.device) + there.int().argmax(-1)  # 0 where all is padding
+    return rows.clamp(min=0) if sight.first is None else rows
+
+
+def leading(sight: Sight) -> torch.Tensor:
+    """The query that every tile chooses by (`leaders`) [batch, heads, tiles, dim]."""
+    assert sight.q is not None
+    rows = leaders(sight).to(sight.q.device)[:, None, :, None]
+    found = torch.take_along_dim(sight.q, rows.clamp(min=0), 2)
+    return found if sight.first is None else torch.where(rows < 0, sight.first[:, :, None], found)
+
+
+def tile_documents(sight: Sight) -> torch.Tensor:
+    """The document that each tile chooses for [b, tiles]: that of the query that it chooses by, negative for padding, which chooses nothing."""
+    assert sight.documents is not None
+    return torch.take_along_dim(sight.documents, sight.offset + leaders(sight).to(sight.documents.device), 1)
+
+
+def within_reach(sight: Sight, blocks: int) -> torch.Tensor:
+    """Blocks that a tile may choose [b, tiles, blocks]: those with a key of the document that it chooses for; where causal, those that end before it."""
+    assert sight.k is not None
+    tiles, device = tiles_of(sight.queries, sight.offset), sight.k.device
+    found = torch.ones(1, tiles, blocks, dtype=torch.bool, device=device)
+    if sight.causal:
+        found = found & (torch.arange(blocks, device=device) < (sight.offset // TILE + torch.arange(tiles, device=device))[:, None])
+    if sight.documents is None:
+        return found
+    if not several(sight.documents):
+        return found & (tile_documents(sight) >= 0)[..., None] & real(sight.documents, TILE)[:, None, :blocks]
+    owned = torch.zeros(len(sight.documents), tiles, blocks, dtype=torch.bool, device=device)
+    for document, some, own in each_document(tile_documents(sight)):
+        owned[:, some] |= own[..., None] & real(torch.where(sight.documents == document, 0, -1), TILE)[:, None, :blocks]
+    return found & owned
 
 
 def hidden(sight: Sight, blocks: int) -> torch.Tensor:
-    """Blocks that may not be chosen [b, h, tiles, blocks]: those that do not end before the tile, where attention is causal; shown already; all padding."""
+    """Blocks that may not be chosen [b, h, tiles, blocks]: those not within reach, and those shown already."""
+    return ~within_reach(sight, blocks)[:, None] | shown_whole(sight, blocks)
+
+
+def shown_whole(sight: Sight, blocks: int) -> torch.Tensor:
+    """Blocks that are shown already, to all rows of a tile [b, h, tiles, blocks]."""
     assert sight.k is not None
-    tiles, device = tiles_of(sight.queries, sight.offset), sight.k.device
-    numbers = torch.arange(blocks, device=device)
-    found = torch.zeros(1, 1, tiles, blocks, dtype=torch.bool, device=device)
-    if sight.causal:
-        found = found | (numbers >= (sight.offset // TILE + torch.arange(tiles, device=device))[:, None])
-    if sight.shown is not None:
-        whole = torch.where((sight.shown.masks == FULL) & (sight.shown.blocks >= 0) & (sight.shown.blocks < blocks), sight.shown.blocks, blocks).long()
-        shown = torch.zeros(*whole.shape[:3], blocks + 1, dtype=torch.bool, device=device).scatter_(3, whole, True)
-        found = found | shown[..., :blocks]
-    if sight.documents is not None:
-        found = found | ~real(sight.documents, TILE)[:, None, None, :blocks]
-    return found
+    if sight.shown is None:
+        return torch.zeros(1, 1, 1, blocks, dtype=torch.bool, device=sight.k.device)
+    whole = torch.where((sight.shown.masks == FULL) & (sight.shown.blocks >= 0) & (sight.shown.blocks < blocks), sight.shown.blocks, blocks).long()
+    return torch.zeros(*whole.shape[:3], blocks + 1, dtype=torch.bool, device=sight.k.device).scatter_(3, whole.to(sight.k.device), True)[..., :blocks]
 
 
 def real(documents: torch.Tensor, every: int) -> torch.Tensor:
@@ -210,24 +285,61 @@ class Important(Pattern):
     name = "important(...)"
 
     def visits(self, sight: Sight) -> Selection:
-        """Blocks of these tokens, visited by every tile; of more than `most`, the first ones."""
+        """Blocks of these tokens, visited by every tile; of more than `most` of a document, the first ones."""
         if self.importance.ndim != 2 or self.importance.shape[1] != sight.keys:
             raise ValueError(f"{self.name}: importance must be [batch, keys = {sight.keys}], not {list(self.importance.shape)}")
-        return of_tokens(first_of((self.importance >= self.threshold)[:, None], self.most), sight)
+        positions = positions_of(capped((self.importance >= self.threshold)[:, None], self.most, sight))
+        return of_tokens(positions, sight, beside(positions, sight))
 
 
-def first_of(chosen: torch.Tensor, most: int) -> torch.Tensor:
-    """Positions of the first `most` keys that are chosen, [b, h, keys] bool -> [b, h, extra], rising; -1 where there are fewer."""
+def apart(sight: Sight) -> Iterator[torch.Tensor]:
+    """Keys of each document [b, 1, keys] bool; all keys where nothing is said of documents."""
+    if sight.documents is None:
+        yield torch.ones(1, 1, sight.keys, dtype=torch.bool)
+    elif not several(sight.documents):
+        yield (sight.documents >= 0)[:, None]
+    else:
+        yield from ((sight.documents == document)[:, None] for document in torch.unique(sight.documents).tolist() if document >= 0)
+
+
+def capped(chosen: torch.Tensor, most: int, sight: Sight) -> torch.Tensor:
+    """Of the chosen keys [b, h, keys] bool the first `most` of each document; of padding none."""
+    found = torch.zeros_like(chosen)
+    for own in apart(sight):
+        mine = chosen & own.to(chosen.device)
+        found = found | (mine & (mine.cumsum(-1) <= most))
+    return found
+
+
+def positions_of(chosen: torch.Tensor) -> torch.Tensor:
+    """Positions of the keys that are chosen, [b, h, keys] bool -> [b, h, extra], rising; -1 where there are fewer."""
     rank = chosen.cumsum(-1) - 1
-    extra = max(1, min(most, int(rank[..., -1].max()) + 1 if chosen.numel() else 0))
+    extra = max(1, int(rank[..., -1].max()) + 1 if chosen.numel() else 0)
     positions = torch.full((*chosen.shape[:2], extra), -1, dtype=torch.int64, device=chosen.device)
-    at = (chosen & (rank < most)).nonzero(as_tuple=True)
+    at = chosen.nonzero(as_tuple=True)
     positions[at[0], at[1], rank[at]] = at[2]
     return positions
 
 
+def beside(positions: torch.Tensor, sight: Sight) -> torch.Tensor | None:
+    """Which tiles may hold the document of each token [b, h, tiles, extra]: others need not visit it; None where all do.
+
+    By the lowest and highest number in the tile: what is between and not there is cut off with the other documents (`select`).
+    """
+    if sight.documents is None or not several(sight.documents):
+        return None
+    tiles, lead = tiles_of(sight.queries, sight.offset), sight.offset % TILE
+    here = sight.documents[:, sight.offset : sight.offset + sight.queries]
+    low, high = (
+        reduce(functional.pad(here, (lead, tiles * TILE - lead - sight.queries), value=value).view(len(here), tiles, TILE), -1)[:, None, :, None]
+        for reduce, value in ((torch.amin, torch.iinfo(here.dtype).max), (torch.amax, -1))
+    )
+    of_token = torch.take_along_dim(sight.documents[:, None], positions.clamp(min=0), 2)[:, :, None]
+    return (of_token >= low) & (of_token <= high)
+
+
 def important(importance: torch.Tensor, threshold: float, most: int = TILE) -> Important:
-    """Global tokens by importance [batch, keys], such as the entropy of each token's prediction (`entropy`); at most `most` of them, a budget."""
+    """Global tokens by importance [batch, keys], such as the entropy of each token's prediction (`entropy`); at most `most` of a document, a budget."""
     if most < 1:
         raise ValueError(f"important: {most} is too few; at least 1")
     return Important(importance, threshold, most)

@@ -1,7 +1,7 @@
 """Global tokens by what their own keys say, without any query: by rank, by a threshold, by the entropy of a key's features or by a learned score.
 
 Where attention is causal nothing may depend on what comes later. A threshold does not, and neither does a rank among what lies before: a tile sees the
-highest-scoring tokens of the blocks that end before it.
+highest-scoring tokens of the blocks that end before it. Ranks and budgets are of one document: where several are packed in one row, each has its own.
 
 SmolLM2-135M, 2,048 tokens, window(128) | sink(4) and 64 tokens by rank; mean share of dense attention's mass that is shown, 4 sequences not trained on: layer
 2: 0.805 learned, 0.634 by entropy, 0.642 by lot; layer 9: 0.932, 0.780, 0.595; layer 23: 0.837, 0.780, 0.778. What is learned is worth its training; the
@@ -19,7 +19,7 @@ from torch import nn
 
 from lissome.core.errors import BadConfig, BadTensor
 from lissome.kernels.attention.selection import TILE, Selection, tiles_of
-from lissome.nn.attention.chosen import entropy, first_of
+from lissome.nn.attention.chosen import apart, beside, capped, each_document, entropy, positions_of, several, tile_documents
 from lissome.nn.attention.indexer import divergence
 from lissome.nn.attention.mass import left
 from lissome.nn.attention.patterns import Pattern, of_tokens
@@ -73,16 +73,18 @@ class TopTokens(Pattern):
 
     @torch.no_grad()
     def visits(self, sight: Sight) -> Selection:
-        """Both ways: the highest-scoring of all. Causal: for each tile, of the blocks that end before it."""
+        """Both ways: the highest-scoring of each document. Causal: for each tile, of the blocks that end before it."""
         scores = scored(self, self.scorer, sight)
         if not sight.causal:
-            best = scores.topk(min(self.count, sight.keys), -1)
-            positions = torch.where(best.values == float("-inf"), -1, best.indices).sort(-1).values
-            return of_tokens(_for_heads(positions, sight), sight)
-        members = so_far(scores, self.count, tiles_of(sight.queries, sight.offset), sight.offset // TILE)
+            chosen = torch.zeros_like(scores, dtype=torch.bool)
+            for own in apart(sight):
+                best = scores.masked_fill(~own.to(scores.device), float("-inf")).topk(min(self.count, sight.keys), -1)
+                chosen |= torch.zeros_like(chosen).scatter(2, best.indices, best.values > float("-inf"))
+            return _visited(positions_of(chosen), sight)
+        members = before_tiles(scores, self.count, sight)
         ever = torch.zeros(*scores.shape[:2], sight.keys + 1, dtype=torch.bool, device=scores.device)
         ever.scatter_(2, torch.where(members < 0, sight.keys, members).flatten(2), True)
-        positions = first_of(ever[..., : sight.keys], sight.keys)
+        positions = positions_of(ever[..., : sight.keys])
         seen = (positions[:, :, None, :, None] == members[:, :, :, None, :]).any(-1)
         return of_tokens(_for_heads(positions, sight), sight, _for_heads(seen, sight))
 
@@ -96,7 +98,7 @@ def top_tokens(count: int, scorer: TokenScorer = feature_entropy) -> TopTokens:
 
 @dataclass(frozen=True)
 class TokensAbove(Pattern):
-    """Tokens that score at least a threshold, for each batch and key head; of more than `most`, the first ones."""
+    """Tokens that score at least a threshold, for each batch and key head; of more than `most` of a document, the first ones."""
 
     word: str
     threshold: float
@@ -111,7 +113,7 @@ class TokensAbove(Pattern):
     @torch.no_grad()
     def visits(self, sight: Sight) -> Selection:
         """Blocks of these tokens, visited by every tile."""
-        return of_tokens(_for_heads(first_of(scored(self, self.scorer, sight) >= self.threshold, self.most), sight), sight)
+        return _visited(positions_of(capped(scored(self, self.scorer, sight) >= self.threshold, self.most, sight)), sight)
 
 
 def entropy_tokens(threshold: float, most: int = TILE) -> TokensAbove:
@@ -137,8 +139,20 @@ def scored(pattern: Pattern, scorer: TokenScorer, sight: Sight) -> torch.Tensor:
     if sight.k is None:
         raise ValueError(f"{pattern.name} chooses by keys: give them")
     name: Hashable = scorer
-    scores = sight.of_keys(name, lambda keys: scorer(keys, dataclasses.replace(sight, known=None)), 1)
+    scores = sight.of_keys(name, lambda keys, _: scorer(keys, dataclasses.replace(sight, known=None)), 1)
     return scores if sight.documents is None else scores.masked_fill((sight.documents < 0)[:, None], float("-inf"))
+
+
+def before_tiles(scores: torch.Tensor, count: int, sight: Sight) -> torch.Tensor:
+    """What `so_far` finds for the tiles of queries; of several documents, for each tile among the keys of the one that it chooses for."""
+    tiles, first = tiles_of(sight.queries, sight.offset), sight.offset // TILE
+    if sight.documents is None or not several(sight.documents):
+        return so_far(scores, count, tiles, first)
+    found = torch.full((*scores.shape[:2], tiles, count), -1, dtype=torch.int64, device=scores.device)
+    for document, some, own in each_document(tile_documents(sight)):
+        alone = scores.masked_fill((sight.documents != document)[:, None], float("-inf"))
+        found[:, :, some] = torch.where(own[:, None, :, None], so_far(alone, count, some.stop - some.start, first + some.start), found[:, :, some])
+    return found
 
 
 def so_far(scores: torch.Tensor, count: int, tiles: int, first: int) -> torch.Tensor:
@@ -186,6 +200,12 @@ def _of_groups(weights: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """[batch, heads, rows, keys] -> [batch, kv_heads, rows, keys]: the heads of each group summed."""
     batch, heads, rows, keys = weights.shape
     return weights.view(batch, kv_heads, heads // kv_heads, rows, keys).sum(2)
+
+
+def _visited(positions: torch.Tensor, sight: Sight) -> Selection:
+    """Tokens of each key head [b, kv_heads, extra], visited by every tile that holds a query of their document."""
+    near = beside(positions, sight)
+    return of_tokens(_for_heads(positions, sight), sight, None if near is None else _for_heads(near, sight))
 
 
 def _for_heads(found: torch.Tensor, sight: Sight) -> torch.Tensor:

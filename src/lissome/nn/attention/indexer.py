@@ -16,7 +16,7 @@ from torch import nn
 
 from lissome.core.errors import BadConfig, BadTensor
 from lissome.kernels.attention.selection import TILE, blocks_of
-from lissome.nn.attention.chosen import hidden, leading, once_a_tile, real
+from lissome.nn.attention.chosen import block_scores, hidden, once_a_tile, real, tile_documents
 from lissome.nn.attention.mass import block_mass, left
 from lissome.nn.attention.sight import Sight
 
@@ -83,14 +83,18 @@ class Indexer(nn.Module):
             step = max(1, FLOATS // max(1, q.shape[0] * self.heads * self.index_heads * small.shape[2] * small.shape[3]))
         return torch.cat([self._scores(part, small, absent) for part in torch.split(q, max(1, step), 2)], 2)
 
-    def small(self, keys: torch.Tensor) -> torch.Tensor:
-        """Small keys [batch, kv_heads, blocks, 64 / span, index_dim] of keys [batch, kv_heads, keys, dim]."""
+    def small(self, keys: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """Small keys [batch, kv_heads, blocks, 64 / span, index_dim] of keys [batch, kv_heads, keys, dim]; of those `present` [batch, keys] bool, if given."""
         batch, kv_heads, length, _ = keys.shape
         found = keys.detach().float() @ self.key.float()
+        if present is None:
+            present = torch.ones(1, length, dtype=torch.bool, device=keys.device)
+        elif self.span > 1:  # a key that is not there is not looked at where it stands alone (`_absent`)
+            found = found * present[:, None, :, None]
         stretches = blocks_of(length) * TILE // self.span
         found = nn.functional.pad(found, (0, 0, 0, -length % TILE)).view(batch, kv_heads, stretches, self.span, self.index_dim)
-        counts = (length - torch.arange(stretches, device=found.device) * self.span).clamp(1, self.span)
-        return (found.sum(3) / counts[:, None]).view(batch, kv_heads, blocks_of(length), TILE // self.span, self.index_dim)
+        counts = nn.functional.pad(present, (0, -length % TILE)).view(len(present), 1, stretches, self.span, 1).sum(3).clamp(min=1)
+        return (found.sum(3) / counts).view(batch, kv_heads, blocks_of(length), TILE // self.span, self.index_dim)
 
     def _absent(self, sight: Sight, blocks: int) -> torch.Tensor:
         """Stretches without a key [b, 1, 1, 1, blocks, 64 / span]."""
@@ -129,7 +133,8 @@ def indexer_loss(scorer: nn.Module, sight: Sight, rows: torch.Tensor, scale: flo
 
     rows: [n] int64, indices of the queries that are looked at. Each is compared with what its tile chooses by, over the blocks that the tile may choose: before
     it where attention is causal, not shown yet (`sight.shown`), not padding. Masses are normalised to a sum of 1 (L1), so that every query counts alike.
-    scale: of attention's scores, 1 / sqrt(dim) by default. A query without a choice is left out. 0 where there is none at all.
+    scale: of attention's scores, 1 / sqrt(dim) by default. A query without a choice, or of another document than its tile chooses for, is left out. 0 where
+    there is none at all.
     """
     with torch.no_grad():
         mass = block_mass(left(sight, rows, scale))
@@ -138,8 +143,10 @@ def indexer_loss(scorer: nn.Module, sight: Sight, rows: torch.Tensor, scale: flo
         mass = mass.masked_fill(out, 0.0)
         whole = mass.sum(-1, keepdim=True)
         chosen = ((~out).sum(-1) > 1) & (whole[..., 0] > torch.finfo(torch.float32).tiny)
+        if sight.documents is not None:
+            chosen = chosen & (tile_documents(sight)[:, tiles][:, which] == sight.documents[:, sight.offset + rows])[:, None]
         target = mass / whole.clamp(min=torch.finfo(torch.float32).tiny)
-    scores = scorer(leading(sight)[:, :, tiles], sight)[:, :, which]
+    scores = block_scores(scorer, sight, tiles)[:, :, which]
     return divergence(target, scores, out, chosen)
 
 

@@ -78,7 +78,10 @@ def seen(selection: Selection, rows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def oracle_blocks(queries: torch.Tensor, sight: Sight) -> torch.Tensor:
-    """A block's score is the attention that the tile's queries pay its keys that are not shown yet, summed: what no scorer can beat. It computes all pairs."""
+    """A block's score is the attention that the tile's queries pay its keys that are not shown yet, summed: what no scorer can beat.
+
+    It computes all pairs, and where attention is causal a tile's choice depends on its later queries too: a yardstick, no way to decode.
+    """
     assert sight.q is not None
     batch, heads = queries.shape[:2]
     lead = sight.offset % TILE

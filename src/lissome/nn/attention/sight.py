@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -43,19 +44,30 @@ class Sight:
     indexer: Callable[[torch.Tensor, Sight], torch.Tensor] | None = None
     importance: Callable[[torch.Tensor, Sight], torch.Tensor] | None = None
 
-    def of_keys(self, name: Hashable, make: Callable[[torch.Tensor], torch.Tensor], every: int = TILE) -> torch.Tensor:
-        """`make(keys)`, [batch, kv_heads, keys, dim] -> [batch, kv_heads, stretches of `every` keys, ...], which must not depend on other stretches.
+    def of_keys(self, name: Hashable, make: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor], every: int = TILE) -> torch.Tensor:
+        """`make(keys, present)`, of keys [batch, kv_heads, n, dim] -> [batch, kv_heads, stretches of `every` keys, ...]; none may depend on other stretches.
 
-        With `known`, a stretch is worked out once, when it is complete, and one that is not complete is left out; without, it is the last of the result.
+        present: [batch, n] bool, which keys are no padding; None where all are. With `known`, a stretch is worked out once, when it is complete, and one that
+        is not complete is left out; without, it is the last of the result.
         """
         assert self.k is not None
-        k = self.k.detach()
+        k, present = self.k.detach(), None if self.documents is None else self.documents >= 0
         if self.known is None:
-            return make(k)
+            return make(k, present)
         done: torch.Tensor | None = self.known.get(name)
         begin, end = 0 if done is None else done.shape[2] * every, self.keys // every * every
         if done is None or end > begin:
             with torch.no_grad():
-                new = make(k[:, :, begin:end])
+                new = make(k[:, :, begin:end], None if present is None else present[:, begin:end])
             done = self.known[name] = new if done is None else torch.cat([done, new], 2)
         return done
+
+    def of_tiles(self, tiles: slice) -> Sight:
+        """The same for some of the tiles of queries, from one to another. Nothing is kept of it."""
+        lead, shown = self.offset % TILE, self.shown
+        begin, end = max(0, tiles.start * TILE - lead), min(self.queries, tiles.stop * TILE - lead)
+        place = {"queries": end - begin, "offset": self.offset + begin}
+        if shown is not None:
+            shown = dataclasses.replace(shown, blocks=shown.blocks[:, :, tiles], masks=shown.masks[:, :, tiles], **place)
+        q = None if self.q is None else self.q[:, :, begin:end]
+        return dataclasses.replace(self, **place, q=q, first=None if tiles.start else self.first, known=None, shown=shown)
