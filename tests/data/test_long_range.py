@@ -10,7 +10,23 @@ from hypothesis import strategies as st
 from lissome.core.errors import BadConfig
 from lissome.core.task import SPLITS
 from lissome.data import check_task
-from lissome.data.long_range import DECOY, FIRST, IGNORED, MARKER, all_foretold, matching, matching_task, mqar, mqar_task, passkey, passkey_task, share_foretold
+from lissome.data.long_range import (
+    DECOY,
+    FIRST,
+    IGNORED,
+    MARKER,
+    SYMBOLS,
+    all_foretold,
+    matching,
+    matching_task,
+    mqar,
+    mqar_task,
+    needle,
+    needle_task,
+    passkey,
+    passkey_task,
+    share_foretold,
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +95,19 @@ def test_a_comparison_solves_matching_and_the_markers_are_far_apart(apart, more,
     assert np.array_equal(ids, matching(6, length, apart, symbols=symbols, distractors=distractors, vocabulary=20, seed=seed)[0])
 
 
+@given(length=st.integers(2, 60), data=st.data(), symbols=st.integers(2, 5), seed=st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_a_needle_stands_once_far_from_the_first_token(length, data, symbols, seed):
+    apart = data.draw(st.integers(1, length - 1))
+    ids, labels = needle(12, length, apart, symbols=symbols, vocabulary=20, seed=seed)
+    found = (ids >= SYMBOLS) & (ids < SYMBOLS + symbols)
+    assert (ids[:, 0] == FIRST).all()
+    assert (found.sum(1) == 1).all()
+    assert (found.argmax(1) >= apart).all()
+    assert np.array_equal(ids[found] - SYMBOLS, labels)
+    assert np.bincount(labels, minlength=symbols).max() - np.bincount(labels, minlength=symbols).min() <= 1
+
+
 def test_half_of_a_matching_text_says_nothing():
     ids, labels = matching(4000, 64, 32, symbols=4)
     first = np.array([row[np.flatnonzero(row == MARKER)[0] + 1] for row in ids])
@@ -91,6 +120,8 @@ def test_half_of_a_matching_text_says_nothing():
     [
         (lambda: mqar(1, 30, 10), "10 pairs do not fit into 30 tokens"),
         (lambda: mqar(1, 100, 10, 20), "10 pairs do not fit into 100 tokens of 20 kinds"),
+        (lambda: needle(1, 64, 64), "64 places from the first does not fit into 64 tokens"),
+        (lambda: needle(1, 64, 8, symbols=1), "with 1 symbols"),
         (lambda: matching(1, 64, 63), "markers 63 places apart"),
         (lambda: matching(1, 64, 8, distractors=30), "30 distractors do not fit"),
         (lambda: matching(1, 64, 8, symbols=300), "with 300 symbols"),
@@ -115,6 +146,7 @@ def test_as_tasks(tokenizer, tmp_path):
         mqar_task(64, 8, 128, sizes),
         passkey_task(tmp_path, 500, (0.2, 0.8), sizes),
         matching_task(64, 32, sizes=sizes),
+        needle_task(64, 32, sizes=sizes),
     ]
     for task in made:
         assert task.sizes() == sizes
@@ -122,7 +154,7 @@ def test_as_tasks(tokenizer, tmp_path):
         assert batch["input_ids"].shape == (2, len(task.splits["test"].inputs[0]))
         assert check_task(task).across == ()
         assert len({row.tobytes() for name in SPLITS for row in task.splits[name].inputs}) == sum(sizes.values())
-    assert len({task.fingerprint for task in made}) == 3
+    assert len({task.fingerprint for task in made}) == len(made)
     assert mqar_task(64, 8, 128, sizes).fingerprint == made[0].fingerprint
     assert mqar_task(64, 8, 128, sizes, seed=1).fingerprint != made[0].fingerprint
     answers = made[1].splits["test"].targets

@@ -1,7 +1,7 @@
 """Tasks that can be solved only by looking far back, generated: the same seed gives the same examples.
 
 `mqar_task`: which value stood behind a key (a decoder trained from scratch). `passkey_task`: a number hidden in a long text (a decoder that reads English).
-`matching_task`: whether two symbols thousands of places apart are the same (an encoder).
+`needle_task`: which symbol stands far from the beginning, once, and `matching_task`: whether two symbols far apart are the same (encoders).
 """
 
 from __future__ import annotations
@@ -126,6 +126,25 @@ def matching(
     return ids.astype(np.int64), labels.astype(np.int64)
 
 
+def needle(n: int, length: int, apart: int, *, symbols: int = 2, vocabulary: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Which symbol is it? ids int64 [n, length] that begin with FIRST, labels int64 [n], each symbol about as often.
+
+    One of `symbols` tokens stands once, at least `apart` places from the first token, in filler that has none; the label is which. Much easier than
+    `matching`: whoever reads the answer at the first token has to see that far, and nothing more. Raises BadConfig for sizes that do not fit.
+    """
+    if symbols < 2 or vocabulary <= SYMBOLS + symbols or not 1 <= apart < length:
+        raise BadConfig(
+            f"a symbol {apart} places from the first does not fit into {length} tokens of {vocabulary} kinds with {symbols} symbols",
+            expected=f"1 <= apart < {length}, at least 2 symbols, and more than {SYMBOLS} kinds of tokens beside them",
+        )
+    rng = np.random.default_rng([seed, 4])
+    ids = rng.integers(SYMBOLS + symbols, vocabulary, (n, length))
+    ids[:, 0] = FIRST
+    labels = rng.permutation(np.arange(n) % symbols)
+    ids[np.arange(n), rng.integers(apart, length, n)] = SYMBOLS + labels
+    return ids.astype(np.int64), labels.astype(np.int64)
+
+
 def mqar_task(length: int = 256, pairs: int = 16, vocabulary: int = 8192, sizes: dict[SplitName, int] | None = None, seed: int = 0) -> Task:
     """MQAR as a Task for a decoder: the score is the share of repeated keys at which the value is foretold."""
 
@@ -165,6 +184,18 @@ def matching_task(
 
     sizing = [length, apart, symbols, distractors, vocabulary, seed]
     return _task("matching", "text-classification", make, sizes, correct, sizing, exact=True, classes=("different", "same"))
+
+
+def needle_task(
+    length: int = 1024, apart: int = 512, *, symbols: int = 2, vocabulary: int = 256, sizes: dict[SplitName, int] | None = None, seed: int = 0
+) -> Task:
+    """The needle as a Task for an encoder with an output for each symbol: right or wrong."""
+
+    def make(count: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        return needle(count, length, apart, symbols=symbols, vocabulary=vocabulary, seed=10 * seed + part)
+
+    sizing, classes = [length, apart, symbols, vocabulary, seed], tuple(f"symbol {i}" for i in range(symbols))
+    return _task("needle", "text-classification", make, sizes, correct, sizing, exact=True, classes=classes)
 
 
 def share_foretold(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ _WHOLE: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Selection,
     "flex": flex.attend,
 }
 """Backends whose gradients are torch's own."""
+PAIRS = 1 << 27
+"""More pairs than these are never computed with a mask, whatever it would save: some times as many bytes would be held."""
 _FORWARD = {"native": native.forward, "chunked": chunked.forward}
 _BACKWARD = {"native": native.backward, "chunked": chunked.backward}
 
@@ -57,6 +59,8 @@ def _way(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, selection: Selection
         return backend
     if trouble:
         return "chunked"
+    if q.shape[0] * q.shape[1] * selection.queries * selection.keys > PAIRS:
+        return "native"
     here = costs(torch.get_num_threads(), q.dtype, selection.queries <= FEW)
     return "native" if here.pays(selection, *q.shape[:2]) else "dense"
 
