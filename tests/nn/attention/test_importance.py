@@ -187,7 +187,6 @@ def test_the_loss_is_that_of_the_definition():
             BadTensor,
             "made for 3 key heads of 8, and this layer has 3 of 16",
         ),
-        (lambda: select(top_tokens(1) | entropy_tokens(1.0), looked(*inputs(9)[:2])), ValueError, "tokens of their own"),
     ],
 )
 def test_what_makes_no_sense_is_said(make, error, said):

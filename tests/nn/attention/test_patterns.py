@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from lissome.core.errors import BadConfig
 from lissome.kernels.library import library
+from lissome.nn.attention import attend as attending
 from lissome.nn.attention.attend import attend
 from lissome.nn.attention.chosen import entropy, important, pooled, pooled_keys, random_blocks, top_blocks
 from lissome.nn.attention.patterns import Sight, causal, everything, from_first, multi_scale, per_head, select, sink, strided, tokens, window
@@ -176,8 +181,6 @@ def test_a_pattern_draws_itself():
         (lambda: per_head(), "give at least one pattern"),
         (lambda: window(3) & top_blocks(1), "must be a rule"),
         (lambda: select(top_blocks(1), Sight(9, 9)), "chooses by queries and keys"),
-        (lambda: select(tokens([1]) | tokens([2]), Sight(9, 9)), "tokens of their own"),
-        (lambda: select(per_head(tokens([1])), Sight(9, 9)), "one set for all heads"),
         (lambda: select(window(2), Sight(9, 9), torch.zeros(9)), r"documents must be \[batch, keys = 9\]"),
         (lambda: select(important(torch.zeros(1, 8), 0.5), Sight(9, 9)), r"importance must be \[batch, keys = 9\]"),
         (lambda: important(torch.zeros(1, 8), 0.5, 0), "at least 1"),
@@ -202,6 +205,18 @@ def test_what_attend_cannot_take_is_named_with_its_shape():
     ]:
         with pytest.raises(ValueError, match=said):
             attend(*tensors, good)
+    with pytest.raises(ValueError, match="are on cpu, meta and cpu"):
+        attend(q, k.to("meta"), v, good)
+    with pytest.raises(ValueError, match=r"q \[2, 6, 40, 0\].*nothing to attend with"):
+        attend(q[..., :0], k[..., :0], v, good)
+    with pytest.raises(ValueError, match=r"q \[2, 6, 0, 16\].*nothing to attend with"):
+        attend(q[:, :, :0], k, v, good)
+    with pytest.raises(ValueError, match="takes a selection, not Union"):
+        attend(q, k, v, window(8) | top_blocks(1))
+    with pytest.raises(ValueError, match="blocks from 9 to 9, which must be from -1 to 0"):
+        attend(q, k, v, dataclasses.replace(good, blocks=good.blocks + 9))
+    with pytest.raises(BadConfig, match='no attention backend "nativ". Did you mean "native"'):
+        attend(q, k, v, good, backend="nativ")
     with pytest.raises(ValueError, match="selection is for batch 1 and 4 heads"):
         attend(q, k, v, select(multi_scale(4, 8), Sight(40, 40, heads=4)))
     with pytest.raises(ValueError, match=r"native kernel cannot take.*float64"):
@@ -210,3 +225,12 @@ def test_what_attend_cannot_take_is_named_with_its_shape():
         attend(q, k, torch.full_like(v, float("nan")), good)
     with pytest.raises(ValueError, match="not finite"):
         attend(torch.full_like(q, float("inf")), k, v, good)
+
+
+def test_the_selection_follows_the_queries_to_their_device(monkeypatch):
+    q, k, v = (tensor.to("meta") for tensor in inputs(40))
+    given = []
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no meta tensors
+    monkeypatch.setitem(attending._WHOLE, "reference", lambda q, k, v, selection, scale: given.append(selection.bits.device.type) or torch.zeros(1))
+    attend(q, k, v, select(window(8), Sight(40, 40)), backend="reference")
+    assert given == ["meta"]

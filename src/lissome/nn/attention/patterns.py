@@ -84,7 +84,7 @@ class Within(Pattern):
     @property
     def name(self) -> str:  # type: ignore[override]
         """As it is written."""
-        return f"({self.pattern.name}) & {self.rule.name}"
+        return f"({self.pattern.name}) & ({self.rule.name})"
 
     def visits(self, sight: Sight) -> Selection:
         """The pattern, cut down."""
@@ -221,10 +221,7 @@ class PerHead(Pattern):
         """Each head's own; heads of equal patterns share the work."""
         owner = [self.patterns[head % len(self.patterns)] for head in range(sight.heads)]
         distinct = list(dict.fromkeys(owner))
-        each = [pattern.visits(sight) for pattern in distinct]
-        if any(one.tokens is not None for one in each):
-            raise ValueError(f"{self.name}: global tokens are one set for all heads; write per_head(...) | tokens(...)")
-        return algebra.by_head(each, [distinct.index(pattern) for pattern in owner])
+        return algebra.by_head([pattern.visits(sight) for pattern in distinct], [distinct.index(pattern) for pattern in owner])
 
 
 def per_head(*patterns: Pattern) -> PerHead:
