@@ -83,7 +83,7 @@ def test_scorers_are_written_by_name(text):
         ("top_blocks(1, indxer)", 'top_blocks knows no scorer "indxer". Did you mean "indexer"'),
         ("top_blocks(1, feature_entropy)", 'top_blocks knows no scorer "feature_entropy"'),
         ("top_tokens(1, indexer)", 'top_tokens knows no scorer "indexer"'),
-        ("top_tokens(0)", "0 is too few"),
+        ("top_tokens(0)", "0 is too small"),
         ("top_share(2)", "a share of 2 is not above 0"),
         ("window(2.5)", "is not understood"),
         ("routed([0.5, 'a'])", "is not understood"),

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
-from lissome.nn.attention.patterns import Pattern, of_tokens
+from lissome.nn.attention.patterns import Pattern, at_least, of_tokens
 from lissome.nn.attention.sight import Sight
 
 FLOATS = 1 << 22
@@ -110,9 +110,8 @@ class TopBlocks(Pattern):
 
 
 def top_blocks(count: int, scorer: Scorer = pooled_keys) -> TopBlocks:
-    """The `count` blocks of 64 keys that score highest for each tile of 64 queries."""
-    if count < 1:
-        raise ValueError(f"top_blocks: {count} is too few; at least 1")
+    """The `count` blocks of 64 keys that score highest for each tile of 64 queries; all of them where there are fewer, as at a text's begin."""
+    at_least("top_blocks", count)
     return TopBlocks(count, scorer)
 
 
@@ -228,8 +227,7 @@ def first_of(chosen: torch.Tensor, most: int) -> torch.Tensor:
 
 def important(importance: torch.Tensor, threshold: float, most: int = TILE) -> Important:
     """Global tokens by importance [batch, keys], such as the entropy of each token's prediction (`entropy`); at most `most` of them, a budget."""
-    if most < 1:
-        raise ValueError(f"important: {most} is too few; at least 1")
+    at_least("important", most)
     return Important(importance, threshold, most)
 
 
