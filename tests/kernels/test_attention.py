@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lissome.core.errors import BadInput
+from lissome.core.errors import BadInput, BadTensor
 from lissome.kernels.attention import chunked, native, reference
 from lissome.kernels.attention.selection import FULL, TILE, Selection, of_mask, packed, unpacked
 from lissome.kernels.library import library
@@ -134,3 +135,38 @@ def test_a_key_visible_twice_is_refused():
     twice = Selection(blocks, torch.full_like(blocks, FULL), once.bits, 64, 64, tokens=torch.tensor([[[7]]]))
     with pytest.raises(BadInput, match="visible to a query twice"):
         twice.dense()
+
+
+def altered(**parts):
+    """A sound selection of two tiles with tokens, with some of its parts replaced."""
+    sound = of_mask(torch.ones(1, 1, 100, 128, dtype=torch.bool).tril(3), tokens=torch.tensor([[[3, 90]]]))
+    sound.check()
+    return dataclasses.replace(sound, **{name: make(sound) for name, make in parts.items()})
+
+
+UNSOUND = [
+    ({"blocks": lambda s: s.blocks.clamp(min=100000)}, "blocks from 100000 to 100000, which must be from -1 to 2"),
+    ({"blocks": lambda s: s.blocks - 3}, "blocks from -3 to -1, which"),
+    ({"blocks": lambda s: s.blocks.flip(-1)}, "not rising"),
+    ({"blocks": lambda s: s.blocks.clamp(0, 0)}, "not rising"),
+    ({"masks": lambda s: s.masks + 10**8}, "masks from .* to 10.*, which must be from -1 to"),
+    ({"tokens": lambda s: s.tokens + 10**9}, "tokens from 1000000003 to 1000000090, which must be from 0 to 127"),
+    ({"tokens": lambda s: s.tokens.expand(1, 3, -1)}, r"tokens are \[1, 3, 2\], for blocks \[1, 1, 2, 3\]"),
+    ({"blocks": lambda s: s.blocks.long()}, "blocks are .* torch.int64, not 4 dimensions of torch.int32"),
+    ({"bits": lambda s: s.bits[0]}, r"bits are \[64\] torch.int64, not 2 dimensions"),
+    ({"bits": lambda s: s.bits[:, :5]}, r"bits are \[\d, 5\], not rows of 64"),
+    ({"bits": lambda s: s.bits.to("meta")}, "blocks are on cpu, bits on meta"),
+    ({"masks": lambda s: s.masks[:, :, :1]}, r"blocks are \[1, 1, 2, 3\] and masks \[1, 1, 1, 3\]"),
+    ({"offset": lambda s: 30}, r"blocks \[1, 1, 2, 3\] are for 2 tiles, and the queries lie in 3"),
+    ({"offset": lambda s: -1}, "from -1 on"),
+]
+
+
+@pytest.mark.parametrize(("parts", "said"), UNSOUND, ids=[said for _, said in UNSOUND])
+def test_a_selection_that_reaches_outside_of_its_tensors_is_refused(parts, said):
+    selection = altered(**parts)
+    with pytest.raises(BadTensor, match=said):
+        selection.check()
+    if library().handle is not None:
+        with pytest.raises(BadTensor, match=said):
+            native.forward(*(torch.randn(1, 1, length, 8) for length in (100, 128, 128)), selection, 0.3)

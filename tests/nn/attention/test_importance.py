@@ -177,8 +177,10 @@ def test_the_loss_is_that_of_the_definition():
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
-        (lambda: top_tokens(0), ValueError, "top_tokens: 0 is too few"),
-        (lambda: entropy_tokens(1.0, 0), ValueError, "entropy_tokens: 0 is too few"),
+        (lambda: top_tokens(0), ValueError, "top_tokens: 0 is too small"),
+        (lambda: top_tokens(1.5), ValueError, r"top_tokens: 1\.5 is no whole number"),
+        (lambda: entropy_tokens(float("nan"), 8), ValueError, "entropy_tokens: nan is no threshold"),
+        (lambda: entropy_tokens(1.0, 0), ValueError, "entropy_tokens: 0 is too small"),
         (lambda: threshold_for(torch.zeros(9), 10), ValueError, "10 tokens of 9"),
         (lambda: select(top_tokens(1), dataclasses.replace(looked(*inputs(9)[:2]), k=None)), ValueError, "chooses by keys"),
         (lambda: select(learned_tokens(1.0), looked(*inputs(9)[:2])), BadConfig, "this layer has none"),
@@ -187,7 +189,6 @@ def test_the_loss_is_that_of_the_definition():
             BadTensor,
             "made for 3 key heads of 8, and this layer has 3 of 16",
         ),
-        (lambda: select(top_tokens(1) | entropy_tokens(1.0), looked(*inputs(9)[:2])), ValueError, "tokens of their own"),
     ],
 )
 def test_what_makes_no_sense_is_said(make, error, said):

@@ -188,7 +188,7 @@ def test_the_loss_leaves_out_what_is_shown_padding_and_queries_without_a_choice(
             "made for 6 heads and 3 key heads of 8, and this layer has 6 heads and 3 key heads of 16",
         ),
         (lambda: select(top_blocks(1, indexer), looked(*inputs(80)[:2])), BadConfig, "this layer has none"),
-        (lambda: top_blocks(0, indexer), ValueError, "0 is too few"),
+        (lambda: top_blocks(0, indexer), ValueError, "0 is too small"),
         (lambda: top_share(0.0), ValueError, "a share of 0 is not above 0"),
         (lambda: top_share(1.5), ValueError, "a share of 1.5"),
     ],

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from lissome.core.errors import BadConfig, BadTensor
 from lissome.kernels.library import library
+from lissome.nn.attention import attend as attending
 from lissome.nn.attention.attend import attend
 from lissome.nn.attention.chosen import entropy, important, pooled, pooled_keys, random_blocks, top_blocks
 from lissome.nn.attention.patterns import Sight, causal, everything, from_first, multi_scale, per_head, select, sink, strided, tokens, window
@@ -171,13 +176,18 @@ def test_a_pattern_draws_itself():
     [
         (lambda: window(0), "window: 0 is too small"),
         (lambda: sink(0), "sink: 0 is too small"),
-        (lambda: top_blocks(0), "top_blocks: 0 is too few"),
-        (lambda: tokens([-1]), "positions are counted from 0"),
+        (lambda: top_blocks(0), "top_blocks: 0 is too small"),
+        (lambda: window(1.5), r"window: 1\.5 is no whole number"),
+        (lambda: window(float("nan")), "window: nan is no whole number"),
+        (lambda: window(True), "window: True is no whole number"),
+        (lambda: top_blocks(2.0), r"top_blocks: 2\.0 is no whole number"),
+        (lambda: strided(0.5, 9), r"strided: 0\.5 is no whole number"),
+        (lambda: tokens([-1]), "positions are counted from 0: -1 is too small"),
+        (lambda: tokens([2, 1.5]), r"positions are counted from 0: 1\.5 is no whole number"),
+        (lambda: per_head(window(2), 3), "per_head: 3 is no pattern"),
         (lambda: per_head(), "give at least one pattern"),
         (lambda: window(3) & top_blocks(1), "must be a rule"),
         (lambda: select(top_blocks(1), Sight(9, 9)), "chooses by queries and keys"),
-        (lambda: select(tokens([1]) | tokens([2]), Sight(9, 9)), "tokens of their own"),
-        (lambda: select(per_head(tokens([1])), Sight(9, 9)), "one set for all heads"),
         (lambda: select(window(2), Sight(9, 9), torch.zeros(9)), r"documents must be \[batch, keys = 9\]"),
         (lambda: select(important(torch.zeros(1, 8), 0.5), Sight(9, 9)), r"importance must be \[batch, keys = 9\]"),
         (lambda: important(torch.zeros(1, 8), 0.5, 0), "at least 1"),
@@ -202,6 +212,18 @@ def test_what_attend_cannot_take_is_named_with_its_shape():
     ]:
         with pytest.raises(ValueError, match=said):
             attend(*tensors, good)
+    with pytest.raises(ValueError, match="are on cpu, meta and cpu"):
+        attend(q, k.to("meta"), v, good)
+    with pytest.raises(ValueError, match=r"q \[2, 6, 40, 0\].*nothing to attend with"):
+        attend(q[..., :0], k[..., :0], v, good)
+    with pytest.raises(ValueError, match=r"q \[2, 6, 0, 16\].*nothing to attend with"):
+        attend(q[:, :, :0], k, v, good)
+    with pytest.raises(ValueError, match="takes a selection, not Union"):
+        attend(q, k, v, window(8) | top_blocks(1))
+    with pytest.raises(ValueError, match="blocks from 9 to 9, which must be from -1 to 0"):
+        attend(q, k, v, dataclasses.replace(good, blocks=good.blocks + 9))
+    with pytest.raises(BadConfig, match=r'no attention backend "nativ"\. Did you mean "native"'):
+        attend(q, k, v, good, backend="nativ")
     with pytest.raises(ValueError, match="selection is for batch 1 and 4 heads"):
         attend(q, k, v, select(multi_scale(4, 8), Sight(40, 40, heads=4)))
     with pytest.raises(ValueError, match=r"native kernel cannot take.*float64"):
@@ -210,3 +232,56 @@ def test_what_attend_cannot_take_is_named_with_its_shape():
         attend(q, k, torch.full_like(v, float("nan")), good)
     with pytest.raises(ValueError, match="not finite"):
         attend(torch.full_like(q, float("inf")), k, v, good)
+
+
+def test_the_selection_follows_the_queries_to_their_device(monkeypatch):
+    q, k, v = (tensor.to("meta") for tensor in inputs(40))
+    given = []
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no meta tensors
+    monkeypatch.setitem(attending._WHOLE, "reference", lambda q, k, v, selection, scale: given.append(selection.bits.device.type) or torch.zeros(1))
+    attend(q, k, v, select(window(8), Sight(40, 40)), backend="reference")
+    assert given == ["meta"]
+
+
+def test_what_a_pattern_cannot_look_at_is_named_with_its_shape():
+    q, k, _ = inputs(40)
+    for changed, said in [
+        ({"queries": 0}, "0 queries from 0 on among 40 keys"),
+        ({"queries": 0, "keys": 0}, "0 queries from 0 on among 0 keys"),
+        ({"offset": -1}, "40 queries from -1 on among 40 keys"),
+        ({"offset": 1}, "40 queries from 1 on among 40 keys"),
+        ({"queries": 30}, r"q \[2, 6, 40, 16\] is not that of 6 heads and 30 queries"),
+        ({"heads": 3}, r"q \[2, 6, 40, 16\] is not that of 3 heads and 40 queries"),
+        ({"q": q[0]}, r"q \[6, 40, 16\] is not that of"),
+        ({"k": k[:, :, :30]}, r"k \[2, 3, 30, 16\] is not that of 40 keys"),
+        ({"k": k[:1]}, r"q \[2, 6, 40, 16\] and k \[1, 3, 40, 16\] do not fit each other"),
+        ({"q": q[:, :4], "heads": 4}, r"q \[2, 4, 40, 16\] and k \[2, 3, 40, 16\] do not fit each other"),
+        ({"documents": torch.zeros(2, 40)}, "documents are numbers of documents, not torch.float32"),
+        ({"documents": torch.ones(2, 40, dtype=torch.bool)}, "documents are numbers of documents, not torch.bool"),
+        ({"documents": torch.zeros(3, 40, dtype=torch.int64)}, r"documents must be \[batch, keys = 40\], not \[3, 40\], for a batch of 2"),
+    ]:
+        with pytest.raises(BadTensor, match=said):
+            Sight(**{"queries": 40, "keys": 40, "heads": HEADS, "q": q, "k": k, **changed})
+    with pytest.raises(BadTensor, match=r"documents \[3, 40\] do not fit a pattern for a batch of 2"):
+        select(important(torch.ones(2, 40), 0.5), Sight(40, 40), torch.zeros(3, 40, dtype=torch.int64))
+
+
+def test_heads_are_those_of_the_queries():
+    q, k, _ = inputs(40)
+    assert Sight(40, 40, q=q, k=k).heads == HEADS
+    assert select(multi_scale(4, 8), Sight(40, 40, q=q, k=k)).blocks.shape[1] == HEADS
+
+
+@pytest.mark.parametrize("pattern", [window(20) | tokens([3]), window(20) | top_blocks(1)], ids=str)
+def test_documents_of_one_sequence_are_those_of_all(pattern):
+    q, k, _ = inputs(150)
+    one = torch.arange(150)[None] // 70
+    assert torch.equal(
+        select(pattern, looked(q, k), one).dense().expand(2, HEADS, -1, -1), select(pattern, looked(q, k), one.expand(2, -1)).dense().expand(2, HEADS, -1, -1)
+    )
+
+
+@pytest.mark.parametrize("make", [top_blocks, sink, lambda count: window(9) | tokens([3, count])])
+def test_more_than_there_is_shows_all_there_is(make):
+    q, k, _ = inputs(150)
+    assert bool((select(make(10_000), looked(q, k)).dense() == select(make(150), looked(q, k)).dense()).all())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
 
 from lissome.core.errors import BadConfig
-from lissome.nn.attention.chosen import top_blocks
-from lissome.nn.attention.patterns import select
+from lissome.kernels.attention.selection import FULL
+from lissome.nn.attention import algebra
+from lissome.nn.attention.chosen import top_blocks, top_share
+from lissome.nn.attention.patterns import select, sink, window
 from lissome.nn.attention.written import SCORERS, parse
+from tests.nn.attention.compositions import compositions, seen
 from tests.nn.attention.test_patterns import CHOSEN, PLAIN, inputs, looked
 
 
@@ -16,6 +20,29 @@ def test_text_and_pattern_mean_the_same(pattern):
     q, k, _ = inputs(200)
     assert str(parse(str(pattern))) == str(pattern)
     assert select(parse(str(pattern)), looked(q, k)).dense().equal(select(pattern, looked(q, k)).dense())
+
+
+@given(pattern=compositions())
+@settings(max_examples=60, deadline=None)
+def test_every_composition_means_what_it_writes(pattern):
+    q, k, _ = inputs(200)
+    assert str(parse(str(pattern))) == str(pattern)
+    assert seen(parse(str(pattern)), looked(q, k)).equal(seen(pattern, looked(q, k)))
+
+
+def test_a_union_that_cuts_another_pattern_down_is_written_in_brackets():
+    pattern = top_blocks(2) & (window(64) | sink(2))
+    assert str(pattern) == "(top_blocks(2)) & (window(64) | sink(2))"
+    assert parse(str(pattern)).rule.name == "window(64) | sink(2)"
+
+
+def test_a_block_is_shown_whole_however_its_parts_are_grouped():
+    """The window and the sink show the second tile all of block 0 between them, so a choice beside them must not fall on it."""
+    q, k, _ = inputs(200)
+    pattern = (top_blocks(1) | (window(100) | sink(28))) | top_share(0.5)
+    assert select(parse(str(pattern)), looked(q, k)).dense().equal(select(pattern, looked(q, k)).dense())
+    parts = window(100).visits(looked(q, k)), sink(28).visits(looked(q, k))
+    assert bool((algebra.union(*parts).masks[0, 0, 1, 0] == FULL).item())
 
 
 @pytest.mark.parametrize("scorer", list(SCORERS))
@@ -56,7 +83,7 @@ def test_scorers_are_written_by_name(text):
         ("top_blocks(1, indxer)", 'top_blocks knows no scorer "indxer". Did you mean "indexer"'),
         ("top_blocks(1, feature_entropy)", 'top_blocks knows no scorer "feature_entropy"'),
         ("top_tokens(1, indexer)", 'top_tokens knows no scorer "indexer"'),
-        ("top_tokens(0)", "0 is too few"),
+        ("top_tokens(0)", "0 is too small"),
         ("top_share(2)", "a share of 2 is not above 0"),
         ("window(2.5)", "is not understood"),
         ("routed([0.5, 'a'])", "is not understood"),

@@ -104,6 +104,8 @@ def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _plain(selection: Selection) -> Selection:
+    """What the kernel is given addresses of: checked, as it trusts every number in it."""
+    selection.check()
     parts = {name: getattr(selection, name).contiguous() for name in ("blocks", "masks", "bits")}
     return dataclasses.replace(selection, **parts, tokens=None if selection.tokens is None else selection.tokens.contiguous())
 

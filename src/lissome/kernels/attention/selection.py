@@ -7,12 +7,13 @@ the last, so that eight scattered keys cost eight keys and not eight blocks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from lissome.core.errors import BadInput
+from lissome.core.errors import BadInput, BadTensor
 
 TILE = 64
 """Queries a tile, and keys a block: a row of a mask is one 64-bit word, and 192 or more rows (GQA) of 64 columns keep a core busy."""
@@ -70,6 +71,39 @@ class Selection:
         count = torch.where(self.blocks < self.plain, self.keys - self.blocks * TILE, self.extra - (self.blocks - self.plain) * TILE).clamp(max=TILE)
         partly = unpacked(self.bits).sum((-1, -2))[self.masks.clamp(min=0).long()] if len(self.bits) else count
         return int(torch.where(self.blocks >= 0, torch.where(self.masks == FULL, count * TILE, partly), 0).sum())
+
+    def check(self) -> None:
+        """Raise BadTensor where the parts do not fit each other: a kernel would read outside of them, or count a key twice. Worked out once."""
+        if self._trouble:
+            raise BadTensor(f"the selection for {self.queries} queries and {self.keys} keys from {self.offset} on holds together badly: {self._trouble}")
+
+    @functools.cached_property
+    def _trouble(self) -> str | None:
+        """What does not fit; None where all does."""
+        parts = {"blocks": (self.blocks, torch.int32, 4), "masks": (self.masks, torch.int32, 4), "bits": (self.bits, torch.int64, 2)}
+        parts |= {} if self.tokens is None else {"tokens": (self.tokens, torch.int64, 3)}
+        for name, (part, dtype, dims) in parts.items():
+            if part.dtype != dtype or part.ndim != dims:
+                return f"{name} are {list(part.shape)} {part.dtype}, not {dims} dimensions of {dtype}"
+            if part.device != self.blocks.device:
+                return f"blocks are on {self.blocks.device}, {name} on {part.device}"
+        shape = list(self.blocks.shape)
+        if list(self.masks.shape) != shape or not self.blocks.numel():
+            return f"blocks are {shape} and masks {list(self.masks.shape)}, which must be equal and not empty"
+        if self.bits.shape[1] != TILE:
+            return f"bits are {list(self.bits.shape)}, not rows of {TILE}"
+        if min(self.offset, self.queries - 1, self.keys - 1) < 0 or self.tiles != tiles_of(self.queries, self.offset):
+            return f"blocks {shape} are for {self.tiles} tiles, and the queries lie in {tiles_of(self.queries, self.offset)}"
+        if self.tokens is not None and any(own not in (1, whole) for own, whole in zip(self.tokens.shape[:2], shape[:2], strict=True)):
+            return f"tokens are {list(self.tokens.shape)}, for blocks {shape}"
+        bounds = [("blocks", self.blocks, -1, self.plain + blocks_of(self.extra)), ("masks", self.masks, FULL, len(self.bits))]
+        bounds += [] if self.tokens is None or not self.extra else [("tokens", self.tokens, 0, self.keys)]
+        for name, part, least, end in bounds:
+            low, high = (int(one) for one in torch.aminmax(part))
+            if low < least or high >= end:
+                return f"{name} from {low} to {high}, which must be from {least} to {end - 1}"
+        before, after = self.blocks[..., :-1], self.blocks[..., 1:]
+        return None if bool(((after < 0) | ((before >= 0) & (after > before))).all()) else "the blocks of a tile are not rising with -1 behind them"
 
     def to(self, device: torch.device | str) -> Selection:
         """The same on another device."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lissome.kernels.attention.selection import FULL, TILE, Selection, packed
+from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, packed
 
 NOWHERE = 1 << 30
 Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -16,9 +16,10 @@ Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def union(a: Selection, b: Selection) -> Selection:
-    """What either of the two shows. Raises ValueError where both have tokens of their own."""
-    if a.tokens is not None and b.tokens is not None:
-        raise ValueError("a union of two patterns with tokens of their own: give all tokens to one of them")
+    """What either of the two shows; the tokens of `b` are numbered behind those of `a`, and shown once where both show them."""
+    both = a.tokens is not None and b.tokens is not None
+    if both:
+        a, b = _beside(a, b)
     shape = np.broadcast_shapes(a.blocks.shape[:3], b.blocks.shape[:3])
     later = torch.where(b.masks >= 0, b.masks + len(a.bits), b.masks)
     blocks, masks = (torch.cat([one.expand(*shape, -1) for one in pair], -1) for pair in ((a.blocks, b.blocks), (a.masks, later)))
@@ -30,31 +31,91 @@ def union(a: Selection, b: Selection) -> Selection:
         left, right = masks[..., :-1][again], masks[..., 1:][again]
         whole = (left == FULL) | (right == FULL)
         pairs, which = torch.unique(torch.stack([left, right])[:, ~whole], dim=1, return_inverse=True)
+        rows = bits[pairs[0].long()] | bits[pairs[1].long()]
         joined = torch.full_like(left, FULL)
-        joined[~whole] = (which + len(bits)).int()
-        bits = torch.cat([bits, bits[pairs[0].long()] | bits[pairs[1].long()]])
+        joined[~whole] = torch.where((rows == -1).all(1), FULL, torch.arange(len(rows), device=rows.device) + len(bits)).int()[which]
+        bits = torch.cat([bits, rows])
         masks = masks.clone()
         masks[..., :-1][again] = joined
         blocks = blocks.clone()
         blocks[..., 1:][again] = NOWHERE
         blocks, order = blocks.sort(dim=-1, stable=True)
         masks = masks.gather(-1, order)
-    return trimmed(dataclasses.replace(a, blocks=blocks, masks=masks, bits=bits, tokens=a.tokens if b.tokens is None else b.tokens))
+    found = trimmed(dataclasses.replace(a, blocks=blocks, masks=masks, bits=bits, tokens=a.tokens if b.tokens is None else b.tokens))
+    return _tokens_once(found) if both else found
 
 
 def by_head(parts: list[Selection], owner: list[int]) -> Selection:
-    """One selection for all heads: head h as in `parts[owner[h]]`. The parts have no tokens, and one head or all of them."""
+    """One selection for all heads: head h as in `parts[owner[h]]`. The parts have one head or all of them."""
+    extra = max(part.extra for part in parts)
+    parts = [_filled(part, extra) for part in parts]
     most = max(part.blocks.shape[-1] for part in parts)
     batch, begin = max(part.blocks.shape[0] for part in parts), 0
-    blocks = torch.full((batch, len(owner), parts[0].tiles, most), -1, dtype=torch.int32)
+    blocks = torch.full((batch, len(owner), parts[0].tiles, most), -1, dtype=torch.int32, device=parts[0].blocks.device)
     masks = torch.full_like(blocks, FULL)
+    tokens = torch.zeros(batch, len(owner), extra, dtype=torch.int64, device=blocks.device) if extra else None
     for number, part in enumerate(parts):
         heads = [head for head, one in enumerate(owner) if one == number]
         width = part.blocks.shape[-1]
         for whole, own in ((blocks, part.blocks), (masks, torch.where(part.masks >= 0, part.masks + begin, part.masks))):
             whole[:, heads, :, :width] = own if own.shape[1] == 1 else own[:, heads]
+        if tokens is not None and part.tokens is not None:
+            tokens[:, heads] = part.tokens if part.tokens.shape[1] == 1 else part.tokens[:, heads]
         begin += len(part.bits)
-    return dataclasses.replace(parts[0], blocks=blocks, masks=masks, bits=torch.cat([part.bits for part in parts]))
+    return dataclasses.replace(parts[0], blocks=blocks, masks=masks, bits=torch.cat([part.bits for part in parts]), tokens=tokens)
+
+
+def _filled(selection: Selection, extra: int) -> Selection:
+    """The same with room for `extra` tokens: position 0 stands where there is none, and no query sees it there."""
+    if selection.tokens is None or selection.extra == extra:
+        return selection
+    last = (selection.blocks == selection.plain + selection.extra // TILE) & (selection.masks == FULL)  # the block that is filled up
+    row = -(torch.arange(TILE, device=selection.bits.device) < selection.extra % TILE).long()
+    masks = torch.where(last, len(selection.bits), selection.masks)
+    tokens = torch.nn.functional.pad(selection.tokens, (0, extra - selection.extra))
+    return dataclasses.replace(selection, masks=masks, bits=torch.cat([selection.bits, row[None]]), tokens=tokens)
+
+
+def _beside(a: Selection, b: Selection) -> tuple[Selection, Selection]:
+    """The two with the tokens of both: those of `a` in their blocks, filled up, and those of `b` in the blocks behind."""
+    a = _filled(a, blocks_of(a.extra) * TILE)
+    assert a.tokens is not None and b.tokens is not None
+    shape = np.broadcast_shapes(a.tokens.shape[:2], b.tokens.shape[:2])
+    tokens = torch.cat([one.expand(*shape, -1) for one in (a.tokens, b.tokens)], -1)
+    behind = torch.where(b.blocks >= b.plain, b.blocks + blocks_of(a.extra), b.blocks)
+    return dataclasses.replace(a, tokens=tokens), dataclasses.replace(b, blocks=behind, tokens=tokens)
+
+
+def _tokens_once(selection: Selection) -> Selection:
+    """The same with each token visible to a tile in one place alone; at most two of its places are visible before."""
+    ours = (selection.blocks >= selection.plain).nonzero()
+    if not len(ours):
+        return selection
+    _, keys = places(selection, ours, selection.blocks[tuple(ours.T)])  # [n, 64]
+    old = selection.masks[tuple(ours.T)]
+    bits = torch.where((old >= 0)[:, None], selection.bits[old.clamp(min=0).long()], -1)
+    bits = torch.where(keys >= 0, bits, 0)
+    tile = (ours[:, 0] * selection.blocks.shape[1] + ours[:, 1]) * selection.tiles + ours[:, 2]
+    seen = (bits != 0).flatten().nonzero()[:, 0]
+    which, order = (tile[:, None] * selection.keys + keys).flatten()[seen].sort(stable=True)
+    twice = which[1:] == which[:-1]
+    if not bool(twice.any()):
+        return selection
+    first, second = seen[order[:-1][twice]], seen[order[1:][twice]]
+    flat = bits.view(-1)
+    flat[first] |= flat[second]
+    flat[second] = 0
+    return _rewritten(selection, ours, bits)
+
+
+def _rewritten(selection: Selection, at: torch.Tensor, bits: torch.Tensor) -> Selection:
+    """Other bits [n, 64] for the visits `at` [n, 4] (b, h, tile, place); a visit that shows nothing more is dropped."""
+    new, which = torch.unique(bits, dim=0, return_inverse=True)
+    where = tuple(at.T)
+    blocks, masks = selection.blocks.clone(), selection.masks.clone()
+    blocks[where] = torch.where((bits != 0).any(1), blocks[where], -1)
+    masks[where] = torch.where((bits == -1).all(1), FULL, which.int() + len(selection.bits))
+    return trimmed(dataclasses.replace(selection, blocks=blocks, masks=masks, bits=torch.cat([selection.bits, new])))
 
 
 def past(selection: Selection) -> Selection:
@@ -162,12 +223,7 @@ def once(selection: Selection) -> Selection:
     old = selection.masks[tuple(ours.T)]
     before = torch.where((old >= 0)[:, None], selection.bits[old.clamp(min=0).long()] if len(selection.bits) else torch.zeros_like(seen), -1)
     bits = before & ~torch.where(there, seen, 0) & -(keys >= 0).long()
-    blocks = torch.where((bits != 0).any(1), blocks, -1)
-    new, which = torch.unique(bits, dim=0, return_inverse=True)
-    all_blocks, all_masks = selection.blocks.clone(), selection.masks.clone()
-    all_blocks[tuple(ours.T)] = blocks
-    all_masks[tuple(ours.T)] = torch.where((bits == -1).all(1), FULL, which.int() + len(selection.bits))
-    return trimmed(dataclasses.replace(selection, blocks=all_blocks, masks=all_masks, bits=torch.cat([selection.bits, new])))
+    return _rewritten(selection, ours, bits)
 
 
 def trimmed(selection: Selection) -> Selection:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from lissome.core.errors import BadTensor
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
-from lissome.nn.attention.patterns import Pattern, of_tokens
+from lissome.nn.attention.patterns import Pattern, at_least, of_tokens
 from lissome.nn.attention.sight import Sight
 
 FLOATS = 1 << 22
@@ -111,9 +112,8 @@ class TopBlocks(Pattern):
 
 
 def top_blocks(count: int, scorer: Scorer = pooled_keys) -> TopBlocks:
-    """The `count` blocks of 64 keys that score highest for each tile of 64 queries."""
-    if count < 1:
-        raise ValueError(f"top_blocks: {count} is too few; at least 1")
+    """The `count` blocks of 64 keys that score highest for each tile of 64 queries; all of them where there are fewer, as at a text's begin."""
+    at_least("top_blocks", count)
     return TopBlocks(count, scorer)
 
 
@@ -288,6 +288,8 @@ class Important(Pattern):
         """Blocks of these tokens, visited by every tile; of more than `most` of a document, the first ones."""
         if self.importance.ndim != 2 or self.importance.shape[1] != sight.keys:
             raise ValueError(f"{self.name}: importance must be [batch, keys = {sight.keys}], not {list(self.importance.shape)}")
+        if sight.documents is not None and 1 != len(self.importance) != len(sight.documents) != 1:
+            raise BadTensor(f"documents {list(sight.documents.shape)} do not fit a pattern for a batch of {len(self.importance)}")
         positions = positions_of(capped((self.importance >= self.threshold)[:, None], self.most, sight))
         return of_tokens(positions, sight, beside(positions, sight))
 
@@ -340,8 +342,7 @@ def beside(positions: torch.Tensor, sight: Sight) -> torch.Tensor | None:
 
 def important(importance: torch.Tensor, threshold: float, most: int = TILE) -> Important:
     """Global tokens by importance [batch, keys], such as the entropy of each token's prediction (`entropy`); at most `most` of a document, a budget."""
-    if most < 1:
-        raise ValueError(f"important: {most} is too few; at least 1")
+    at_least("important", most)
     return Important(importance, threshold, most)
 
 

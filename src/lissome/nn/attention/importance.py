@@ -11,6 +11,7 @@ entropy of features finds something in some layers only.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from lissome.kernels.attention.selection import TILE, Selection, tiles_of
 from lissome.nn.attention.chosen import apart, beside, capped, each_document, entropy, positions_of, several, tile_documents
 from lissome.nn.attention.indexer import divergence
 from lissome.nn.attention.mass import left
-from lissome.nn.attention.patterns import Pattern, of_tokens
+from lissome.nn.attention.patterns import Pattern, at_least, of_tokens
 from lissome.nn.attention.sight import Sight
 
 TokenScorer = Callable[[torch.Tensor, Sight], torch.Tensor]
@@ -90,9 +91,8 @@ class TopTokens(Pattern):
 
 
 def top_tokens(count: int, scorer: TokenScorer = feature_entropy) -> TopTokens:
-    """The `count` highest-scoring tokens of each key head become global."""
-    if count < 1:
-        raise ValueError(f"top_tokens: {count} is too few; at least 1")
+    """The `count` highest-scoring tokens of each key head become global; all of them where there are fewer, as at a text's begin."""
+    at_least("top_tokens", count)
     return TopTokens(count, scorer)
 
 
@@ -191,8 +191,9 @@ def importance_loss(importance: nn.Module, sight: Sight, rows: torch.Tensor, sca
 
 
 def _above(word: str, threshold: float, most: int, scorer: TokenScorer) -> TokensAbove:
-    if most < 1:
-        raise ValueError(f"{word}: {most} is too few; at least 1")
+    at_least(word, most)
+    if not math.isfinite(threshold):
+        raise ValueError(f"{word}: {threshold} is no threshold")
     return TokensAbove(word, float(threshold), most, scorer)
 
 

@@ -99,6 +99,6 @@ def _up_to(sight: Sight, row: int) -> Sight:
     end = sight.offset + row + 1
     if not sight.causal or end >= sight.keys:
         return sight
-    assert sight.k is not None
+    assert sight.q is not None and sight.k is not None
     documents = None if sight.documents is None else sight.documents[:, :end]
-    return dataclasses.replace(sight, keys=end, k=sight.k[:, :, :end], documents=documents)
+    return dataclasses.replace(sight, queries=row + 1, keys=end, q=sight.q[:, :, : row + 1], k=sight.k[:, :, :end], documents=documents)

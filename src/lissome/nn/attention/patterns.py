@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from lissome.core.errors import BadTensor
 from lissome.kernels.attention.selection import FULL, TILE, Selection, blocks_of, tiles_of
 from lissome.nn.attention import algebra
 from lissome.nn.attention.sight import Sight as Sight
@@ -84,7 +86,7 @@ class Within(Pattern):
     @property
     def name(self) -> str:  # type: ignore[override]
         """As it is written."""
-        return f"({self.pattern.name}) & {self.rule.name}"
+        return f"({self.pattern.name}) & ({self.rule.name})"
 
     def visits(self, sight: Sight) -> Selection:
         """The pattern, cut down."""
@@ -145,7 +147,7 @@ def everything() -> Rule:
 
 def window(width: int) -> Rule:
     """Keys less than `width` places away, the query's own among them (Longformer, Beltagy et al. 2020; causal: the last `width` keys)."""
-    _at_least("window", width, 1)
+    at_least("window", width)
     return Rule(
         f"window({width})",
         lambda q, k: (q - k).abs() < width,
@@ -155,8 +157,8 @@ def window(width: int) -> Rule:
 
 
 def sink(count: int) -> Rule:
-    """The first `count` keys, which models use as a place to attend to nothing (StreamingLLM, Xiao et al. 2023)."""
-    _at_least("sink", count, 1)
+    """The first `count` keys, or as many as there are, which models use as a place to attend to nothing (StreamingLLM, Xiao et al. 2023)."""
+    at_least("sink", count)
     return Rule(
         f"sink({count})",
         lambda q, k: (k < count) & (q >= 0),
@@ -167,7 +169,7 @@ def sink(count: int) -> Rule:
 
 def from_first(count: int) -> Rule:
     """The first `count` queries see every key, as a classifier's [CLS] does; attention both ways only."""
-    _at_least("from_first", count, 1)
+    at_least("from_first", count)
     return Rule(
         f"from_first({count})",
         lambda q, k: (q < count) & (k >= 0),
@@ -194,15 +196,15 @@ class Tokens(Pattern):
 
 
 def tokens(positions: Sequence[int]) -> Tokens:
-    """Global tokens at `positions`."""
-    if any(position < 0 for position in positions):
-        raise ValueError(f"tokens: positions are counted from 0, not {min(positions)}")
+    """Global tokens at `positions`, those of them that there are yet."""
+    for position in positions:
+        at_least("tokens: positions are counted from 0", position, 0)
     return Tokens(tuple(sorted(set(positions))))
 
 
 def strided(step: int, length: int) -> Tokens:
     """Every `step`-th key of the first `length`, the last of each run (the summaries of Child et al. 2019, "fixed")."""
-    _at_least("strided", step, 1)
+    at_least("strided", step)
     return Tokens(tuple(range(step - 1, length, step)))
 
 
@@ -221,16 +223,16 @@ class PerHead(Pattern):
         """Each head's own; heads of equal patterns share the work."""
         owner = [self.patterns[head % len(self.patterns)] for head in range(sight.heads)]
         distinct = list(dict.fromkeys(owner))
-        each = [pattern.visits(sight) for pattern in distinct]
-        if any(one.tokens is not None for one in each):
-            raise ValueError(f"{self.name}: global tokens are one set for all heads; write per_head(...) | tokens(...)")
-        return algebra.by_head(each, [distinct.index(pattern) for pattern in owner])
+        return algebra.by_head([pattern.visits(sight) for pattern in distinct], [distinct.index(pattern) for pattern in owner])
 
 
 def per_head(*patterns: Pattern) -> PerHead:
     """Head i takes pattern i, cycling."""
     if not patterns:
         raise ValueError("per_head: give at least one pattern")
+    for pattern in patterns:
+        if not isinstance(pattern, Pattern):
+            raise ValueError(f"per_head: {pattern!r} is no pattern")
     return PerHead(patterns)
 
 
@@ -242,7 +244,8 @@ def multi_scale(*widths: int) -> PerHead:
 def select(pattern: Pattern, sight: Sight, documents: torch.Tensor | None = None) -> Selection:
     """The selection of a pattern: the future cut off where attention is causal, other documents hidden, no key twice.
 
-    documents: [batch, keys] int, the document each key is of; a negative one is padding, which nothing sees and which sees nothing.
+    documents: [1 or batch, keys] int, the document each key is of; a negative one is padding, which nothing sees and which sees nothing.
+    Raises BadTensor where what is looked at does not fit.
     """
     sight = sight if documents is None else dataclasses.replace(sight, documents=documents)
     if still(pattern):
@@ -328,11 +331,12 @@ def _by_rule(rule: Rule, queries: int, keys: int, offset: int, hidden: bool) -> 
 
 def _separated(selection: Selection, documents: torch.Tensor) -> Selection:
     """Only pairs of one document."""
-    if documents.ndim != 2 or documents.shape[1] != selection.keys:
-        raise ValueError(f"documents must be [batch, keys = {selection.keys}], not {list(documents.shape)}")
+    batch = selection.blocks.shape[0] if len(documents) == 1 else len(documents)
+    if selection.blocks.shape[0] not in (1, batch):
+        raise BadTensor(f"documents {list(documents.shape)} do not fit a pattern for a batch of {selection.blocks.shape[0]}")
+    documents = documents.expand(batch, -1)
     if selection.tokens is None and int(documents.max()) <= 0:  # one document and padding
         return algebra.without_padding(selection, documents == 0)
-    batch = documents.shape[0]
     padded = torch.nn.functional.pad(documents, (0, selection.plain * TILE - selection.keys), value=-1)
     low, high = (reduce(padded.view(batch, -1, TILE), -1) for reduce in (torch.amin, torch.amax))
     blocks = selection.blocks.expand(batch, -1, -1, -1)
@@ -352,6 +356,9 @@ def _separated(selection: Selection, documents: torch.Tensor) -> Selection:
     return algebra.cut(selection, some, every, same)
 
 
-def _at_least(what: str, value: int, least: int) -> None:
+def at_least(what: str, value: int, least: int = 1) -> None:
+    """Raise ValueError for what is no whole number, or a smaller one."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{what}: {value} is no whole number")
     if value < least:
         raise ValueError(f"{what}: {value} is too small; at least {least}")
