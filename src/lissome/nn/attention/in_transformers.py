@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import re
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import torch
 from lissome.core.errors import BadConfig, BadModel
 from lissome.nn.attention.attend import attend
 from lissome.nn.attention.learned import FILE, attach, load_indexers, scorers
-from lissome.nn.attention.past import Past
+from lissome.nn.attention.past import Past, past_of
 from lissome.nn.attention.patterns import Pattern, select
 from lissome.nn.attention.sight import Sight
 from lissome.nn.attention.written import parse
@@ -34,7 +33,6 @@ FIELD = "lissome_attention"
 """Where a model's configuration holds its patterns: one text, or a list with one for each layer; None in it: dense."""
 Listener = Callable[[torch.nn.Module, Sight, float | None], None]
 """(attention module, what its queries look at, scale of the scores or None) -> None."""
-_PASTS: weakref.WeakKeyDictionary[torch.nn.Module, Past] = weakref.WeakKeyDictionary()
 _LISTENERS: list[tuple[Listener, bool]] = []
 
 
@@ -143,8 +141,8 @@ def attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
-    past = _PASTS.setdefault(module, Past()) if causal else Past()
-    sight = past.look(query, key, causal, **learned)
+    past, goes_on = past_of(module) if causal else (Past(), False)
+    sight = past.look(query, key, causal, **learned, goes_on=goes_on)
     out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
