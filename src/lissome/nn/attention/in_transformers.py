@@ -65,7 +65,8 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     if model.config._attn_implementation != NAME:
         raise BadModel(f"{type(model).__name__} computes attention itself and not through transformers' AttentionInterface", do="use another model")
     for name, module in model.named_modules():
-        if hasattr(module, "set_attn_implementation") and _before not in module._forward_pre_hooks.values():
+        models = [one for one in module.modules() if hasattr(one, "set_attn_implementation")]
+        if models == [module] and _before not in module._forward_pre_hooks.values():  # the innermost: an encoder and its decoder apart
             module.register_forward_pre_hook(_before, with_kwargs=True)
         place = re.search(r"(?:^|\.)(\d+)\.", name)  # some encoders do not tell their layers their number, but the layer's name has it
         if place and hasattr(module, "is_causal") and getattr(module, "layer_idx", None) is None:
@@ -133,12 +134,10 @@ def mask(
             )
     if documents is not None:
         return documents.int()
-    if attention_mask is None:
-        return None
-    if attention_mask.ndim == 2:
-        attention_mask = attention_mask[:, -kv_length:] if kv_length else attention_mask
-        return None if bool(attention_mask.all()) else attention_mask.bool()
-    return attention_mask  # which attention refuses
+    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] < kv_length:
+        return attention_mask  # what does not fit, attention refuses
+    attention_mask = attention_mask[:, -kv_length:].bool() if kv_length else attention_mask.bool()
+    return None if bool(attention_mask.all()) else attention_mask
 
 
 def attention(
@@ -174,7 +173,7 @@ def attention(
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
     past, goes_on = past_of(module) if causal else (Past(), False)
-    sight = past.look(query, key, causal, **learned, goes_on=goes_on)
+    sight = past.look(query, key, causal, learned["indexer"], learned["importance"], goes_on)
     out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
@@ -186,7 +185,7 @@ def _before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if given is None or config._attn_implementation != NAME:
         return
     length = given.shape[-2 if given.is_floating_point() else -1]
-    cache = kwargs.get("past_key_values")
+    cache: Any = kwargs.get("past_key_values")
     length += cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
     table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)  # places of RoBERTa and its kin begin after that of padding
