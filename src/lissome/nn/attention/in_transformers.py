@@ -155,7 +155,7 @@ def attention(
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     pattern = pattern_of(module)
     across = not causal and (getattr(module, "is_decoder", False) or query.shape[2] != key.shape[2])  # a decoder that looks at an encoder
-    learned = {word: getattr(module, word, None) for word in ("indexer", "importance")}
+    learned: dict[str, Any] = {word: getattr(module, word, None) for word in ("indexer", "importance")}
     who = f"layer {getattr(module, 'layer_idx', None)}, {type(module).__name__}"
     documents = masks.told(attention_mask, query, key)
     masks.check_asked(kwargs, key.shape[2], causal, who)
@@ -173,7 +173,7 @@ def attention(
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
     past, goes_on = past_of(module) if causal else (Past(), False)
-    sight = past.look(query, key, causal, learned["indexer"], learned["importance"], goes_on)
+    sight = past.look(query, key, causal, goes_on=goes_on, **learned)
     out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
