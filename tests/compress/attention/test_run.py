@@ -19,6 +19,7 @@ from lissome.core.cache import Cache
 from lissome.core.errors import BadArtifact, BadConfig, BadModel, BadTask
 from lissome.core.measurement import Measurement
 from lissome.machine.identity import identify
+from lissome.nn.attention import in_transformers
 from lissome.nn.attention.in_transformers import FIELD, use
 from lissome.nn.call import call
 from lissome.nn.load import as_model, load_model
@@ -182,13 +183,18 @@ class TestWhatIsRefused:
         with pytest.raises(BadModel, match="BloomForSequenceClassification computes attention itself"):
             sparsify(as_model(module), worlds.near_task(), QUICK)
 
-    def test_attention_that_is_something_else(self):
+    def test_attention_that_is_something_else(self, monkeypatch):
+        monkeypatch.setattr(in_transformers, "dense", lambda *given, own=in_transformers.dense: own(*given) * 2)
+        with pytest.raises(BadModel, match="computes something else when lissome computes its attention"):
+            sparsify(as_model(worlds.llama(near=True)), worlds.near_task(), QUICK)
+
+    def test_windows_of_its_own(self):
         from transformers import MistralConfig, MistralForSequenceClassification
 
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 8}
         config = MistralConfig(**sizes, sliding_window=16, initializer_range=1.0, pad_token_id=0, num_labels=2)
-        with pytest.raises(BadModel, match="computes something else when lissome computes its attention"):
+        with pytest.raises(BadModel, match="MistralConfig: its window of 16 tokens hides some of 288 keys"):
             sparsify(as_model(MistralForSequenceClassification(config).eval()), worlds.near_task(), QUICK)
 
     def test_sparse_already(self):

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import re
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lissome.core.errors import BadConfig, BadModel
+from lissome.nn.attention import masks
 from lissome.nn.attention.attend import attend
 from lissome.nn.attention.learned import FILE, attach, load_indexers, scorers
-from lissome.nn.attention.past import Past
+from lissome.nn.attention.past import Past, past_of
 from lissome.nn.attention.patterns import Pattern, select
 from lissome.nn.attention.sight import Sight
 from lissome.nn.attention.written import parse
@@ -34,7 +34,6 @@ FIELD = "lissome_attention"
 """Where a model's configuration holds its patterns: one text, or a list with one for each layer; None in it: dense."""
 Listener = Callable[[torch.nn.Module, Sight, float | None], None]
 """(attention module, what its queries look at, scale of the scores or None) -> None."""
-_PASTS: weakref.WeakKeyDictionary[torch.nn.Module, Past] = weakref.WeakKeyDictionary()
 _LISTENERS: list[tuple[Listener, bool]] = []
 
 
@@ -66,6 +65,9 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     if model.config._attn_implementation != NAME:
         raise BadModel(f"{type(model).__name__} computes attention itself and not through transformers' AttentionInterface", do="use another model")
     for name, module in model.named_modules():
+        models = [one for one in module.modules() if hasattr(one, "set_attn_implementation")]
+        if models == [module] and _before not in module._forward_pre_hooks.values():  # the innermost: an encoder and its decoder apart
+            module.register_forward_pre_hook(_before, with_kwargs=True)
         place = re.search(r"(?:^|\.)(\d+)\.", name)  # some encoders do not tell their layers their number, but the layer's name has it
         if place and hasattr(module, "is_causal") and getattr(module, "layer_idx", None) is None:
             module.layer_idx = int(place.group(1))
@@ -106,11 +108,34 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, torch.compiler.disable(mask))  # type: ignore[no-untyped-call]
 
 
-def mask(*args: Any, attention_mask: torch.Tensor | None = None, kv_length: int = 0, **kwargs: Any) -> torch.Tensor | None:
-    """The padding mask as it is, [batch, keys] bool; None without padding. Nothing of the size of all pairs is made."""
+def mask(
+    *args: Any,
+    attention_mask: torch.Tensor | None = None,
+    kv_length: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The padding mask as it is, [batch, keys] bool, or the documents of a packed row, [batch, keys] int32; None without either.
+
+    Nothing of the size of all pairs is made. Raises BadModel where the model hides what patterns do not know of (`masks`), or for a cache of fixed size.
+    """
     _not_exporting()
-    if attention_mask is None:
-        return None
+    who = type(config).__name__
+    documents = masks.documents(mask_function, kv_offset + kv_length, who)
+    if "q_length" in kwargs and mask_function is not None and not any("bidirectional" in name for name, _ in masks.parts(mask_function)):
+        asked = int(kwargs.get("q_offset", 0)) + kwargs["q_length"]
+        if asked != kv_offset + kv_length:
+            raise BadModel(
+                f"there are {kv_offset + kv_length:,} keys for tokens that end at {asked:,}: the cache has a fixed size, or the mask is of another length",
+                where=who,
+                do="use a DynamicCache (generate without cache_implementation), and a mask as long as the tokens",
+            )
+    if documents is not None:
+        return documents.int()
+    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] < kv_length:
+        return attention_mask  # what does not fit, attention refuses
     attention_mask = attention_mask[:, -kv_length:].bool() if kv_length else attention_mask.bool()
     return None if bool(attention_mask.all()) else attention_mask
 
@@ -130,8 +155,12 @@ def attention(
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     pattern = pattern_of(module)
     across = not causal and (getattr(module, "is_decoder", False) or query.shape[2] != key.shape[2])  # a decoder that looks at an encoder
-    learned = {word: getattr(module, word, None) for word in ("indexer", "importance")}
-    documents = None if attention_mask is None else torch.where(attention_mask, 0, -1)
+    learned: dict[str, Any] = {word: getattr(module, word, None) for word in ("indexer", "importance")}
+    who = f"layer {getattr(module, 'layer_idx', None)}, {type(module).__name__}"
+    documents = masks.told(attention_mask, query, key)
+    masks.check_asked(kwargs, key.shape[2], causal, who)
+    if not across:
+        masks.check_positions(getattr(module, "config", None), key.shape[2], kwargs.get("position_ids"), who)
     if _LISTENERS and not across:
         sight = dataclasses.replace(Past().look(query, key, causal, **learned), known=None, documents=documents)
         for listener, _ in _LISTENERS:
@@ -143,10 +172,24 @@ def attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
     if dropout:
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
-    past = _PASTS.setdefault(module, Past()) if causal else Past()
-    sight = past.look(query, key, causal, **learned)
+    past, goes_on = past_of(module) if causal else (Past(), False)
+    sight = past.look(query, key, causal, goes_on=goes_on, **learned)
     out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a model runs: what is longer than its table of positions fails there, before it comes to attention."""
+    given = next((one for one in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]) if isinstance(one, torch.Tensor)), None)
+    config: Any = module.config
+    if given is None or config._attn_implementation != NAME:
+        return
+    length = given.shape[-2 if given.is_floating_point() else -1]
+    cache: Any = kwargs.get("past_key_values")
+    length += cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)  # places of RoBERTa and its kin begin after that of padding
+    masks.check_positions(config, length, kwargs.get("position_ids"), type(module).__name__, 0 if padding is None else padding + 1)
 
 
 def _not_exporting() -> None:
@@ -155,9 +198,15 @@ def _not_exporting() -> None:
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None, scale: float | None, causal: bool) -> torch.Tensor:
-    """All pairs, by torch: shapes as `attention` has them, padding [batch, keys] bool (True: a token) -> [batch, queries, heads, dim]."""
+    """All pairs, by torch: shapes as `attention` has them -> [batch, queries, heads, dim].
+
+    padding: [batch, keys] bool (True: a token), or int32, the document of each.
+    """
     queries, keys = q.shape[2], k.shape[2]
-    seen = None if padding is None else padding[:, None, None, :].expand(-1, 1, queries, -1)
+    if padding is None or padding.dtype == torch.bool:
+        seen = None if padding is None else padding[:, None, None, :].expand(-1, 1, queries, -1)
+    else:
+        seen = (padding[:, -queries:, None] == padding[:, None, :])[:, None]
     if causal and (seen is not None or queries not in (1, keys)):
         past = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
         seen = past if seen is None else seen & past
