@@ -24,6 +24,7 @@ from lissome.nn.attention.learned import FILE, attach, load_indexers, scorers
 from lissome.nn.attention.past import Past, past_of
 from lissome.nn.attention.patterns import Pattern, select
 from lissome.nn.attention.sight import Sight
+from lissome.nn.attention.steps import selected
 from lissome.nn.attention.written import parse
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def attention(
         raise BadConfig(f"attention dropout of {dropout:g} is not offered by sparse attention", do="set the model's attention dropout to 0")
     past, goes_on = past_of(module) if causal else (Past(), False)
     sight = past.look(query, key, causal, goes_on=goes_on, **learned)
-    out = attend(query, key, value, select(pattern, sight, documents), scale=scaling)
+    out = attend(query, key, value, selected(pattern, sight, documents), scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
