@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lissome.compress.attention.config import SparsifyConfig
-from lissome.compress.attention.fitted import hash_of
+from lissome.compress.attention.fitted import key_of
 from lissome.compress.attention.plan import Plan
 from lissome.compress.attention.replace import with_plan
 from lissome.compress.batches import forward
@@ -47,7 +47,7 @@ def adapted(model: Model, plan: Plan, task: Task, config: SparsifyConfig, cache:
     goes on where it was.
     """
     settings = config.model_dump(include={"train": True, "size": True}, exclude={"train": {"checkpoint_every"}})
-    key = digest("sparsify", VERSION, model.fingerprint, task.fingerprint, plan, settings, *hash_of(scorers))
+    key = digest("sparsify", VERSION, model.fingerprint, task.fingerprint, plan, settings, *key_of(scorers))
 
     def make(empty: Path, checkpoints: Path) -> None:
         student = with_plan(model, copy.deepcopy(model.module), plan, scorers)

@@ -11,11 +11,11 @@ import torch
 
 from lissome.compress.attention.config import SparsifyConfig
 from lissome.compress.attention.indexing import IMPORTANCE, IndexingConfig, fit_importance, fit_indexers
-from lissome.core.cache import Cache, digest, file_sha256
+from lissome.core.cache import Cache, digest
 from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.task import Task
-from lissome.nn.attention.learned import FILE, WORDS, attach, attentions, load_indexers, save_indexers, scorers
+from lissome.nn.attention.learned import WORDS, attach, attentions, load_indexers, save_indexers, scorers
 from lissome.nn.attention.patterns import Pattern
 from lissome.nn.attention.written import parse
 from lissome.train.batches import Batches
@@ -57,14 +57,16 @@ def _make(twin: Any, task: Task, config: SparsifyConfig, wanted: dict[str, list[
             continue
         training = begin.train.model_copy(update={"steps": config.fit_steps, "seed": config.train.seed})
         result = fit(twin, batches, begin.model_copy(update={"train": training}), patterns=wanted[word], resume=checkpoints / word, progress=progress)
-        first, last = (result.history[at]["loss"] for at in (0, -1))
+        losses = [row["loss"] for row in result.history]
+        few = max(1, len(losses) // 10)
+        first, last = (sum(part) / few for part in (losses[:few], losses[-few:]))
         progress.say(f"{word} of every layer fitted in {result.seconds:.0f} s, {result.steps} steps: {first:.3f} nats from dense attention, then {last:.3f}.")
     save_indexers(twin, empty)
 
 
-def hash_of(folder: Path | None) -> list[str]:
-    """What stands for the scorers of a folder in a cache key; nothing where there are none."""
-    return [] if folder is None else [file_sha256(folder / FILE)]
+def key_of(folder: Path | None) -> list[str]:
+    """What stands for the scorers that `fitted` made in a cache key: the key of the fit; nothing where there are none."""
+    return [] if folder is None else [folder.name]
 
 
 def only(module: Any, folder: Path, plan: Sequence[str | None]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lissome.compress.attention.adapt import adapted
 from lissome.compress.attention.config import TAUS, SparsifyConfig
-from lissome.compress.attention.fitted import fitted, hash_of
+from lissome.compress.attention.fitted import fitted, key_of
 from lissome.compress.attention.plan import DENSE, Layer, Plan, Rung, Table, candidates, layers_of, profile, rungs_of
 from lissome.compress.attention.replace import sparse_self, transformers_model, with_plan
 from lissome.compress.attention.speed import longest, times_faster
@@ -28,6 +28,7 @@ from lissome.core.statistics import DropTest
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
 from lissome.nn.attention.learned import FILE
+from lissome.nn.attention.written import parse
 from lissome.nn.load import load_model, save_model
 from lissome.train.batches import Batches
 
@@ -172,9 +173,9 @@ class _Work:
         drawn = np.random.default_rng(self.config.train.seed).permutation(len(split))[: self.config.examples]
         batches = Batches(self.task, "calibration", self.size, shuffle=False)
         texts = self.config.candidates or candidates(_causal(self.twin, batches), int(batches.lengths[drawn].max()))
-        texts = (*(text for text in texts if text != DENSE), DENSE)
+        texts = (*(written for written in map(str, map(parse, texts)) if written != DENSE), DENSE)  # a name alone could not stand within per_head(...)
         parts = (self.model.fingerprint, self.task.fingerprint, texts, drawn.tolist(), self.config.rows, self.config.train.seed, torch.__version__)
-        key = digest("attention profile", VERSION, *parts, *hash_of(self.scorers))
+        key = digest("attention profile", VERSION, *parts, *key_of(self.scorers))
         stored = self.cache.get("attention", key)
         if stored is None:
             self.progress.stage("profiling the heads", len(drawn))
