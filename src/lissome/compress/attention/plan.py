@@ -118,7 +118,8 @@ def profile(module: nn.Module, batches: Iterable[Any], texts: Sequence[str], *, 
     """What every candidate would keep and cost in every head, from one run of the dense model over `batches`.
 
     module: a transformers model with `in_transformers.use` and no pattern in any layer. batches: of named inputs; an attention mask tells padding.
-    texts: the candidates, dense last; learned scorers that they name have to be attached (`sparsify` fits them first). rows: queries of every example at which the kept mass is measured, exactly, so that memory is linear in the length.
+    texts: the candidates, dense last; learned scorers that they name have to be attached (`sparsify` fits them first).
+    rows: queries of every example at which the kept mass is measured, exactly, so that memory is linear in the length.
     """
     progress = progress or Silent()
     if not texts or texts[-1] != DENSE:
