@@ -30,6 +30,7 @@ def sparsify(
     train: Annotated[bool, typer.Option("--train", help="Train the model for the next bolder plan, taught by its dense self.")] = False,
     candidate: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="A pattern that heads may take, not the built-in ones. Repeatable.")] = None,
     examples: Annotated[int, typer.Option(help="Calibration examples that the heads are watched on.")] = 32,
+    fit_steps: Annotated[int, typer.Option(help="Batches of the train split that scorers named by candidates are fitted on.")] = 100,
     epochs: Annotated[float, typer.Option(help="With --train: passes over the train split.")] = 1,
     lr: Annotated[float, typer.Option(help="With --train: peak learning rate.")] = 5e-5,
     size: Annotated[int | None, typer.Option("--batch", help="Examples per batch; by default 16, and 1 for language models.")] = None,
@@ -43,7 +44,7 @@ def sparsify(
 
     training = configured(TrainConfig, "training", epochs=epochs, lr=lr, seed=seed, spend=seconds(spend))
     options = {"keep": share(keep, "--keep"), "confidence": share(confidence, "--confidence"), "examples": examples, "adapt": train, "train": training}
-    config = configured(SparsifyConfig, "sparsity", **options, size=size, candidates=tuple(candidate) if candidate else None)
+    config = configured(SparsifyConfig, "sparsity", **options, fit_steps=fit_steps, size=size, candidates=tuple(candidate) if candidate else None)
     from lissome.compress.attention import sparsify_to
 
     with terminal() as progress:

@@ -86,6 +86,7 @@ def save_model(model: Model, folder: Path) -> list[Path]:
         (folder / "architecture.json").write_text(model.architecture.model_dump_json(indent=1), encoding="utf-8")
         if model.architecture.kind == "huggingface" and not _altered(model.architecture):
             quietly(lambda: model.module.save_pretrained(folder))  # type: ignore[operator]
+            _save_scorers(model.module, folder)
         else:
             if model.architecture.kind == "huggingface":
                 _save_config(model, folder)
@@ -235,6 +236,16 @@ def _save_config(model: Model, folder: Path) -> None:
     config: Any = copy.deepcopy(model.module.config)
     config.architectures = [model.architecture.target]
     quietly(lambda: config.save_pretrained(folder))
+
+
+def _save_scorers(module: Any, folder: Path) -> None:
+    """The learned scorers of sparse attention, in the file of their own that `restore` reads: transformers builds a model without them."""
+    if getattr(module.config, "lissome_attention", None) is None:
+        return
+    from lissome.nn.attention.learned import WORDS, attentions, save_indexers
+
+    if any(getattr(layer, word, None) is not None for _, layer in attentions(module) for word in WORDS):
+        save_indexers(module, folder)
 
 
 def _altered(architecture: Architecture) -> bool:

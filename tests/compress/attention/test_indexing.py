@@ -85,6 +85,17 @@ def test_importance_is_fitted_the_same_way():
     assert bool(model.model.layers[0].self_attn.importance.weight.any())
 
 
+def test_one_indexer_serves_several_patterns():
+    narrow, wide = "window(16) | top_blocks(1, indexer)", "window(200) | sink(4) | top_blocks(1, indexer)"
+    found = {}
+    for patterns in ((narrow,), (wide,), (narrow, wide)):
+        torch.manual_seed(1)
+        model = use(sharp(), narrow)
+        result = fit_indexers(model, batches(), IndexingConfig(train=TrainConfig(steps=1), rows=64), patterns=[parse(text) for text in patterns])
+        found[patterns] = result.history[0]["loss"]
+    assert found[(narrow, wide)] == pytest.approx((found[(narrow,)] + found[(wide,)]) / 2, rel=1e-5)
+
+
 def test_only_layers_that_are_asked_are_fitted_and_padding_is_left_out():
     model = use(sharp(), ["window(9)", INDEXED])
     padded = [{**batch, "attention_mask": (torch.arange(320) < 250).long().expand(2, -1)} for batch in batches()]

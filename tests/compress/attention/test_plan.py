@@ -61,6 +61,18 @@ def test_every_head_gets_the_cheapest_that_keeps_enough(kept, share, tau):
     assert len(plans) == len(set(plans)), "each plan once" if tau else ""
 
 
+def test_global_tokens_are_for_all_heads_of_a_layer_or_for_none():
+    texts = ("window(64) | top_tokens(4, feature_entropy)", "window(128)", DENSE)
+    kept = [[0.9, 0.8, 1.0], [0.4, 0.8, 1.0]], [[0.9, 0.8, 1.0], [0.95, 0.1, 1.0]]
+    table = Table(texts, [list(layer) for layer in kept], [[[0.2, 0.4, 1.0]] * 2] * 2, True, 4, 300)
+    assert chosen_for(table, 0.7) == [[1, 1], [0, 0]]
+    assert chosen_for(table, 0.85) == [[2, 2], [0, 0]]
+    assert chosen_for(table, 0.0) == [[0, 0], [0, 0]]
+    assert chosen_for(table, 1.0) == [[2, 2], [2, 2]]
+    sight = Sight(200, 200, 0, 2, True, torch.randn(1, 2, 200, 4), torch.randn(1, 2, 200, 4))
+    assert all(select(parse(text), sight) for text in plan_for(table, 0.7)), "what is planned can be selected"
+
+
 def test_the_profile_is_what_plain_softmax_says():
     module = use(tiny.bert(max_position_embeddings=300), [None, None])
     torch.manual_seed(0)

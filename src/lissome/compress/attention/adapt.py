@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lissome.compress.attention.config import SparsifyConfig
+from lissome.compress.attention.fitted import key_of
 from lissome.compress.attention.plan import Plan
 from lissome.compress.attention.replace import with_plan
 from lissome.compress.batches import forward
@@ -23,6 +24,7 @@ from lissome.core.cache import Cache, digest
 from lissome.core.model import Model
 from lissome.core.progress import Progress
 from lissome.core.task import Task
+from lissome.nn.attention.learned import WORDS, attentions
 from lissome.nn.load import save_model
 from lissome.train.batches import Batches
 from lissome.train.callbacks import KeepBest
@@ -37,22 +39,28 @@ ACCUMULATED = 8
 TEACHER_MB = 512.0
 
 
-def adapted(model: Model, plan: Plan, task: Task, config: SparsifyConfig, cache: Cache, progress: Progress) -> Model:
+def adapted(model: Model, plan: Plan, task: Task, config: SparsifyConfig, cache: Cache, progress: Progress, scorers: Path | None = None) -> Model:
     """`model` with the plan in use, taught by `model` as it is on the task's train split; `model` is not changed.
 
+    scorers: the folder of `fitted`, for plans that name learned ones. They stay as they were fitted: no gradient of the outputs reaches a choice of keys.
     The weights kept are the best on the calibration split: validation and test stay unseen. A second call reads the result from the cache; a killed one
     goes on where it was.
     """
     settings = config.model_dump(include={"train": True, "size": True}, exclude={"train": {"checkpoint_every"}})
-    key = digest("sparsify", VERSION, model.fingerprint, task.fingerprint, plan, settings)
-    return trained_once(cache, "sparsify", key, model, lambda empty, checkpoints: _make(model, plan, task, config, empty, checkpoints, cache, progress))
+    key = digest("sparsify", VERSION, model.fingerprint, task.fingerprint, plan, settings, *key_of(scorers))
+
+    def make(empty: Path, checkpoints: Path) -> None:
+        student = with_plan(model, copy.deepcopy(model.module), plan, scorers)
+        _make(student, model, task, config, empty, checkpoints, cache, progress)
+
+    return trained_once(cache, "sparsify", key, model, make)
 
 
-def _make(model: Model, plan: Plan, task: Task, config: SparsifyConfig, empty: Path, checkpoints: Path, cache: Cache, progress: Progress) -> None:
+def _make(student: Model, model: Model, task: Task, config: SparsifyConfig, empty: Path, checkpoints: Path, cache: Cache, progress: Progress) -> None:
     """Train and write the result into the folder `empty`."""
     size = config.batch(task.kind)
     batches = Batches(task, "train", size, seed=config.train.seed)
-    student = with_plan(model, copy.deepcopy(model.module), plan)
+    fitted = tuple(f"{name}.{word}." for name, _ in attentions(student.module) for word in WORDS)
     training = config.train
     if size == 1 and training.accumulation == 1:
         training = training.model_copy(update={"accumulation": ACCUMULATED})
@@ -75,6 +83,7 @@ def _make(model: Model, plan: Plan, task: Task, config: SparsifyConfig, empty: P
             resume=checkpoints,
             cache=cache,
             progress=progress,
+            frozen=lambda name: name.startswith(fitted),
             done=note,
         )
     student.module.load_state_dict(taught.module.state_dict())  # the student itself, with its own dropout

@@ -19,6 +19,7 @@ class SparsifyConfig(Config):
     candidates: patterns that a head may take, as text; None takes windows and best blocks that fit the data's lengths (`plan.candidates`). What a
     candidate names has to be known to `nn.attention.written`. examples: how many of the calibration split the heads are watched on, rows: on how many
     of each one's queries the kept mass is measured.
+    fit_steps: how many batches of the train split the learned scorers that candidates name (indexer, learned_importance) are fitted on, before the profile.
     adapt: when the boldest plan that keeps it is known, train the model for the next bolder one, and certify that.
     train: how. size: examples per batch; None takes 16, and 1 for language models, whose outputs are large.
     seconds: how long dense and sparse forward passes are timed side by side.
@@ -29,6 +30,7 @@ class SparsifyConfig(Config):
     candidates: tuple[str, ...] | None = None
     examples: int = Field(default=32, ge=1)
     rows: int = Field(default=64, ge=1)
+    fit_steps: int = Field(default=100, ge=1)
     adapt: bool = False
     train: TrainConfig = TrainConfig(epochs=1, lr=5e-5, precision="auto")
     size: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ size of all pairs is ever held.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from lissome.nn.attention.importance import importance_loss, threshold_for
 from lissome.nn.attention.in_transformers import listening, pattern_of
 from lissome.nn.attention.indexer import indexer_loss
 from lissome.nn.attention.learned import attentions
+from lissome.nn.attention.patterns import Pattern
 from lissome.nn.attention.sight import Sight
 from lissome.train.batches import LABELS
 from lissome.train.config import TrainConfig
@@ -60,22 +61,35 @@ class _Scorers(nn.Module):
 
 
 def fit_indexers(
-    model: PreTrainedModel, batches: Any, config: IndexingConfig | None = None, *, resume: Path | None = None, progress: Progress | None = None
+    model: PreTrainedModel,
+    batches: Any,
+    config: IndexingConfig | None = None,
+    *,
+    patterns: Sequence[Pattern] | None = None,
+    resume: Path | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train the indexer of every layer whose pattern names one (`use(model, "... | top_blocks(8, indexer)")`) by `indexer_loss`; nothing else changes.
 
     batches: dicts of the model's inputs (labels are not read), a list or what `train` takes. The queries drawn, and so the result, follow from the seed.
+    patterns: what every layer's indexer is to serve, in place of the layer's own pattern; the loss is the mean over them.
     resume: folder for checkpoints, as in `train`. The target leaves out what the pattern shows before it asks the indexer.
     Raises BadConfig where no layer has an indexer, BadInput where all sequences are too short to choose in, and what `train` raises.
     """
-    return _fit(model, batches, config or IndexingConfig(), "indexer", indexer_loss, resume, progress)
+    return _fit(model, batches, config or IndexingConfig(), "indexer", indexer_loss, patterns, resume, progress)
 
 
 def fit_importance(
-    model: PreTrainedModel, batches: Any, config: IndexingConfig | None = None, *, resume: Path | None = None, progress: Progress | None = None
+    model: PreTrainedModel,
+    batches: Any,
+    config: IndexingConfig | None = None,
+    *,
+    patterns: Sequence[Pattern] | None = None,
+    resume: Path | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train the learned importance of every layer whose pattern names it, by `importance_loss`, as `fit_indexers` does indexers."""
-    return _fit(model, batches, config or IMPORTANCE, "importance", importance_loss, resume, progress)
+    return _fit(model, batches, config or IMPORTANCE, "importance", importance_loss, patterns, resume, progress)
 
 
 @torch.no_grad()
@@ -112,7 +126,16 @@ def _threshold(scores: list[torch.Tensor], count: int) -> float:
     return threshold_for(whole[None], min(len(whole), count * rows))
 
 
-def _fit(model: PreTrainedModel, batches: Any, config: IndexingConfig, word: str, loss: Loss, resume: Path | None, progress: Progress | None) -> TrainResult:
+def _fit(
+    model: PreTrainedModel,
+    batches: Any,
+    config: IndexingConfig,
+    word: str,
+    loss: Loss,
+    patterns: Sequence[Pattern] | None,
+    resume: Path | None,
+    progress: Progress | None,
+) -> TrainResult:
     scorers = {name: getattr(module, word) for name, module in attentions(model) if getattr(module, word, None) is not None}
     if not scorers:
         raise BadConfig(f"no layer of the model has a learned {word}", do=f"give it a pattern that names one: {_EXAMPLES[word]}")
@@ -125,12 +148,13 @@ def _fit(model: PreTrainedModel, batches: Any, config: IndexingConfig, word: str
         losses: list[torch.Tensor] = []
 
         def watch(layer: Any, sight: Sight, scale: float | None) -> None:
-            asked = _asked(layer, sight, word)
-            if asked is None:
+            own = pattern_of(layer)
+            asked = [seen for pattern in (patterns or ([] if own is None else [own])) for seen in _asked(pattern, sight, word)]
+            if not asked:
                 return
             rows = torch.randint(sight.queries, (min(config.rows, sight.queries),), device=sight.q.device)  # type: ignore[union-attr]
             with torch.enable_grad():
-                losses.append(loss(getattr(layer, word), asked, rows, scale))
+                losses.append(torch.stack([loss(getattr(layer, word), seen, rows, scale) for seen in asked]).mean())
 
         with torch.no_grad(), listening(watch, dense=True):
             _look(model, batch)
@@ -143,7 +167,8 @@ def _fit(model: PreTrainedModel, batches: Any, config: IndexingConfig, word: str
     training = module.training
     module.train(False)
     try:
-        result = train(trained, batches, whole, exact, resume=resume, progress=progress, identity=digest(word, sorted(scorers), config.rows))
+        identity = digest(word, sorted(scorers), config.rows, *map(str, patterns or ()))
+        result = train(trained, batches, whole, exact, resume=resume, progress=progress, identity=identity)
     finally:
         module.to(home).train(training)
     if result.history and not any(row["loss"] for row in result.history):
@@ -151,18 +176,17 @@ def _fit(model: PreTrainedModel, batches: Any, config: IndexingConfig, word: str
     return result
 
 
-def _asked(module: nn.Module, sight: Sight, word: str) -> Sight | None:
-    """What the learned scorer sees when the layer's pattern asks it, so that `shown` is what stands left of it; None where it is not asked."""
-    pattern = pattern_of(module)
+def _asked(pattern: Pattern, sight: Sight, word: str) -> list[Sight]:
+    """What the learned scorer sees each time that the pattern asks it, so that `shown` is what stands left of it; empty where it is not asked."""
     asked: list[Sight] = []
 
     def scorer(rows: torch.Tensor, seen: Sight) -> torch.Tensor:
         asked.append(seen)
         return rows.new_zeros(*rows.shape[:3], blocks_of(seen.keys)) if word == "indexer" else rows.new_zeros(rows.shape[:3])
 
-    if pattern is not None:
-        pattern.visits(dataclasses.replace(sight, indexer=scorer) if word == "indexer" else dataclasses.replace(sight, importance=scorer))
-    return asked[0] if asked else None
+    own: dict[str, Any] = {word: scorer}
+    pattern.visits(dataclasses.replace(sight, **own))
+    return asked
 
 
 _EXAMPLES = {

@@ -15,9 +15,10 @@ from lissome.compress.batches import forward
 from lissome.core.errors import BadConfig, BadModel
 from lissome.core.progress import Progress, Silent
 from lissome.kernels.attention.selection import TILE
+from lissome.nn.attention.importance import TokensAbove, TopTokens
 from lissome.nn.attention.in_transformers import listening
 from lissome.nn.attention.mass import seen, softmax_rows
-from lissome.nn.attention.patterns import Pattern, Sight, select, still
+from lissome.nn.attention.patterns import Pattern, Sight, Tokens, Union, Within, select, still
 from lissome.nn.attention.written import parse
 
 DENSE = "everything()"
@@ -117,7 +118,8 @@ def profile(module: nn.Module, batches: Iterable[Any], texts: Sequence[str], *, 
     """What every candidate would keep and cost in every head, from one run of the dense model over `batches`.
 
     module: a transformers model with `in_transformers.use` and no pattern in any layer. batches: of named inputs; an attention mask tells padding.
-    texts: the candidates, dense last. rows: queries of every example at which the kept mass is measured, exactly, so that memory is linear in the length.
+    texts: the candidates, dense last; learned scorers that they name have to be attached (`sparsify` fits them first).
+    rows: queries of every example at which the kept mass is measured, exactly, so that memory is linear in the length.
     """
     progress = progress or Silent()
     if not texts or texts[-1] != DENSE:
@@ -139,16 +141,37 @@ def profile(module: nn.Module, batches: Iterable[Any], texts: Sequence[str], *, 
 
 
 def chosen_for(table: Table, tau: float) -> list[list[int]]:
-    """For every layer and head the cheapest candidate that keeps at least `tau`; of equally cheap ones that which keeps most. tau = 1 is dense."""
-    last = len(table.candidates) - 1
+    """For every layer and head the cheapest candidate that keeps at least `tau`; of equally cheap ones that which keeps most. tau = 1 is dense.
+
+    Global tokens are one set for all heads of a layer: such a candidate is taken by all of them or by none, whichever is cheaper.
+    """
+    whole = {at for at, text in enumerate(table.candidates) if _for_all_heads(parse(text))}
     found = []
     for kept, share in zip(table.kept, table.share, strict=True):
-        heads = []
-        for k, s in zip(kept, share, strict=True):
-            fitting = [at for at in range(last + 1) if (k[at] >= tau and tau < 1) or at == last]
-            heads.append(min(fitting, key=lambda at: (s[at], -k[at])))
+        heads = _cheapest(kept, share, tau, set())
+        if len(set(heads)) > 1 and whole & set(heads):
+            alike = [[at] * len(kept) for at in sorted(whole) if tau < 1 and all(k[at] >= tau for k in kept)]
+            heads = min([_cheapest(kept, share, tau, whole), *alike], key=lambda one: sum(s[at] for s, at in zip(share, one, strict=True)))
         found.append(heads)
     return found
+
+
+def _cheapest(kept: list[list[float]], share: list[list[float]], tau: float, without: set[int]) -> list[int]:
+    """For every head of a layer the cheapest candidate that keeps at least `tau`, none of `without`."""
+    heads = []
+    for k, s in zip(kept, share, strict=True):
+        fitting = [at for at in range(len(k)) if (k[at] >= tau and tau < 1 and at not in without) or at == len(k) - 1]
+        heads.append(min(fitting, key=lambda at: (s[at], -k[at])))
+    return heads
+
+
+def _for_all_heads(pattern: Pattern) -> bool:
+    """Whether a pattern shows global tokens, so that heads of one layer cannot mix it with others."""
+    if isinstance(pattern, Union):
+        return _for_all_heads(pattern.left) or _for_all_heads(pattern.right)
+    if isinstance(pattern, Within):
+        return _for_all_heads(pattern.pattern)
+    return isinstance(pattern, Tokens | TopTokens | TokensAbove)
 
 
 def plan_for(table: Table, tau: float) -> Plan:

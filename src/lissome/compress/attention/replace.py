@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lissome.compress.attention.fitted import only
 from lissome.compress.batches import forward
 from lissome.core.errors import BadModel
 from lissome.core.model import Model
@@ -67,8 +69,13 @@ def sparse_self(model: Model, example: Mapping[str, Any]) -> Any:
     return twin
 
 
-def with_plan(model: Model, module: Any, plan: Sequence[str | None]) -> Model:
-    """A Model of `module` with the plan in use. model: what it was made of, for its name and its tokenizer's folder."""
+def with_plan(model: Model, module: Any, plan: Sequence[str | None], scorers: Path | None = None) -> Model:
+    """A Model of `module` with the plan in use. model: what it was made of, for its name and its tokenizer's folder.
+
+    scorers: the folder of `fitted`. The module then holds those that the plan names and no others, as the model does that is written and read again.
+    """
     use(module, list(plan))
+    if scorers:
+        only(module, scorers, plan)  # in place of fresh ones
     config = json.loads(module.config.to_json_string(use_diff=False))
     return finished(module, model.architecture.model_copy(update={"config": config}), model.ref, model.directory)

@@ -14,6 +14,7 @@ from torch import nn
 
 from lissome.compress.attention.adapt import adapted
 from lissome.compress.attention.config import TAUS, SparsifyConfig
+from lissome.compress.attention.fitted import fitted, key_of
 from lissome.compress.attention.plan import DENSE, Layer, Plan, Rung, Table, candidates, layers_of, profile, rungs_of
 from lissome.compress.attention.replace import sparse_self, transformers_model, with_plan
 from lissome.compress.attention.speed import longest, times_faster
@@ -26,6 +27,8 @@ from lissome.core.progress import Progress, Silent
 from lissome.core.statistics import DropTest
 from lissome.core.task import SplitName, Task
 from lissome.data import load_task
+from lissome.nn.attention.learned import FILE
+from lissome.nn.attention.written import parse
 from lissome.nn.load import load_model, save_model
 from lissome.train.batches import Batches
 
@@ -90,6 +93,7 @@ def sparsify_to(
     made, found = sparsify(start, loaded, config, cache, progress)
     found = dataclasses.replace(found, folder=str(out))
     with writing("the model", out):
+        (out / FILE).unlink(missing_ok=True)  # the scorers of an earlier run's model
         save_model(made, out)
         record.write_record(out / RECORD, found, config, start.fingerprint, loaded.fingerprint)
     return found
@@ -100,7 +104,8 @@ def sparsify(
 ) -> tuple[Model, Sparsified]:
     """`model` with the boldest plan that is certified to keep `config.keep` of its quality and is faster here; else `model` as it was.
 
-    Heads are profiled on the calibration split, the plan is chosen on validation by fixed-sequence testing, and judged on test, once. With `config.adapt`
+    Learned scorers that candidates name are fitted on the train split first. Heads are profiled on the calibration split, the plan is chosen on validation
+    by fixed-sequence testing, and judged on test, once. With `config.adapt`
     half of the allowed error goes to the walk and half to the trained model one rung further. That rung follows from the same examples; the promise holds
     all the same where training helps: a trained model that fails at a rung then means that the untrained fails there too, so a wrong promise takes either
     one wrong step of the walk or a wrong judgement of that one model. The test split, which chooses nothing, has the last word.
@@ -111,7 +116,8 @@ def sparsify(
     check_enough(task, alpha, {"validation": delta / 2 if config.adapt else delta, "test": delta})
     dense = transformers_model(model)
     batches, lengths = longest(task)
-    work = _Work(dense, sparse_self(dense, batches[0]), task, config, cache or Cache(), progress or Silent())
+    cache, progress, twin = cache or Cache(), progress or Silent(), sparse_self(dense, batches[0])
+    work = _Work(dense, twin, fitted(dense, twin, task, config, cache, progress), task, config, cache, progress)
     table = work.table()
     rungs = rungs_of(table, TAUS)
     at, trained, steps = work.walk(rungs, alpha, delta)
@@ -122,7 +128,7 @@ def sparsify(
     )  # fmt: skip
     if at == 0:
         return dense, dataclasses.replace(found, sentence=_why_dense(found, rungs, task))
-    sparse = trained or with_plan(dense, work.twin, rung.plan)
+    sparse = trained or with_plan(dense, work.twin, rung.plan, work.scorers)
     work.progress.stage("timing dense and sparse")
     speed = times_faster(dense.module, sparse.module, batches, config.seconds)
     found = dataclasses.replace(found, speed=speed)
@@ -144,10 +150,14 @@ def read_record(folder: Path) -> Sparsified:
 
 @dataclass
 class _Work:
-    """The model, its sparse self, and what both are asked; answers are kept in the cache. twin: shares the model's weights; its plan changes."""
+    """The model, its sparse self, and what both are asked; answers are kept in the cache.
+
+    twin: shares the model's weights; its plan changes. scorers: the folder of those that candidates name.
+    """
 
     model: Model
     twin: Any
+    scorers: Path | None
     task: Task
     config: SparsifyConfig
     cache: Cache
@@ -163,9 +173,9 @@ class _Work:
         drawn = np.random.default_rng(self.config.train.seed).permutation(len(split))[: self.config.examples]
         batches = Batches(self.task, "calibration", self.size, shuffle=False)
         texts = self.config.candidates or candidates(_causal(self.twin, batches), int(batches.lengths[drawn].max()))
-        texts = (*(text for text in texts if text != DENSE), DENSE)
+        texts = (*(written for written in map(str, map(parse, texts)) if written != DENSE), DENSE)  # a name alone could not stand within per_head(...)
         parts = (self.model.fingerprint, self.task.fingerprint, texts, drawn.tolist(), self.config.rows, self.config.train.seed, torch.__version__)
-        key = digest("attention profile", VERSION, *parts)
+        key = digest("attention profile", VERSION, *parts, *key_of(self.scorers))
         stored = self.cache.get("attention", key)
         if stored is None:
             self.progress.stage("profiling the heads", len(drawn))
@@ -184,7 +194,7 @@ class _Work:
             self.progress.step(note=f"mass {rung.tau:g}")
             if rung is rungs[0]:
                 return np.zeros_like(dense)
-            made = with_plan(self.model, self.twin, rung.plan)
+            made = with_plan(self.model, self.twin, rung.plan, self.scorers)
             return lost(dense, self.scores(made.module, made.fingerprint, "validation"), self.task.exact, self.task.ref)
 
         found, rows = boldest(rungs, losses, alpha, delta)
@@ -193,7 +203,7 @@ class _Work:
         if not self.config.adapt or at + 1 >= len(rungs):
             return at, None, tuple(steps)
         bolder = rungs[at + 1]
-        trained = adapted(self.model, bolder.plan, self.task, self.config, self.cache, self.progress)
+        trained = adapted(self.model, bolder.plan, self.task, self.config, self.cache, self.progress, self.scorers)
         row = lost(dense, self.scores(trained.module, trained.fingerprint, "validation"), self.task.exact, self.task.ref)
         kept = boldest([trained], lambda _: row, alpha, delta)[0] == 0
         steps.append(_step(bolder, row, kept, trained=True))
