@@ -9,8 +9,8 @@ that later runs add to and write from, so that parts can run one at a time.
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "settings": {option: value}, and a list for each part
 that ran: "recall": [{"way", "tokens", "texts", "kept", "worst", "of_oracle"}] (shares), "perplexity": [{"name", "way", "from", "to", "texts", "perplexity",
 "times_dense": interval}], "passkey": [{"way", "tokens", "depth", "texts", "found": interval}] and "passkeys": [{"name", "way", "texts", "found": interval,
-"fewer": share less than dense}], "mqar": [{"way", "seeds", "accuracy": interval}] (mean over seeds, lowest, highest), "speed": [{"name", "way", "tokens",
-"threads", "latency_p50": ms, "speedup": interval}]} with interval = {"value", "low", "high"}.
+"fewer": share less than dense}], "mqar": [{"way", "seeds", "accuracy": interval}] (mean over seeds, lowest, highest), "speed": [{"name", "way", "pass":
+"prefill" | "step", "tokens", "threads", "latency_p50": ms, "speedup": interval}]} with interval = {"value", "low", "high"}.
 """
 
 from __future__ import annotations
@@ -41,21 +41,46 @@ from publishing import Document, made_on, on, options, publish, spread
 PARTS = ("recall", "perplexity", "passkey", "mqar", "speed")
 
 
+STEPS = 20
+"""Steps of a decoder that are timed together."""
+
+
 def speed(folder: Path, patterns: Ways, length: int, rounds: int, progress: Progress) -> list[Document]:
-    """Prefill of SmolLM2's trunk, dense by SDPA against ours, in one interleaved run of two models with the same weights."""
+    """SmolLM2's trunk, dense by SDPA against ours, two models with the same weights in one interleaved run: reading a prompt, and the steps after it."""
     text = windows(folder, length, 1)
-    calls = {}
+    read: dict[str, Callable[[], Any]] = {}
+    write: dict[str, Callable[[], Any]] = {}
     for name in (DENSE, OURS):
         model: Any = attending(load_model(str(folder)).module, patterns[name])
-        calls[name] = torch.inference_mode()(lambda model=model: hidden_states(model.model, {"input_ids": text}))
+        read[name] = torch.inference_mode()(lambda model=model: hidden_states(model.model, {"input_ids": text}))
+        write[name] = torch.inference_mode()(steps(model.model, text))
     progress.stage(f"prefill of {length} tokens", rounds + 1)
-    times = timed(calls, rounds, progress)
+    times = {"prefill": timed(read, rounds, progress)}
+    progress.stage(f"steps after {length} tokens", rounds + 1)
+    times["step"] = {name: [one / STEPS for one in taken] for name, taken in timed(write, rounds, progress).items()}
     rows = []
-    for name, taken in times.items():
-        value, low, high = ratio_interval(times[DENSE], taken)
-        pace = {"value": value, "low": low, "high": high}
-        rows.append({"name": name, "way": name, "tokens": length, "threads": torch.get_num_threads(), "latency_p50": statistics.median(taken), "speedup": pace})
+    for kind, ways_times in times.items():
+        for name, taken in ways_times.items():
+            value, low, high = ratio_interval(ways_times[DENSE], taken)
+            pace = {"value": value, "low": low, "high": high}
+            about = {"name": f"{name}, {kind}", "way": name, "pass": kind, "tokens": length, "threads": torch.get_num_threads()}
+            rows.append(about | {"latency_p50": statistics.median(taken), "speedup": pace})
     return rows
+
+
+def steps(trunk: Any, text: torch.Tensor) -> Callable[[], None]:
+    """What takes some more steps after `text`, which is read before the first of them; the cache grows by them."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+
+    def go_on() -> None:
+        if not cache.get_seq_length():
+            trunk(input_ids=text, past_key_values=cache)
+        for at in range(STEPS):
+            trunk(input_ids=text[:, at : at + 1], past_key_values=cache)
+
+    return go_on
 
 
 def run(given: argparse.Namespace, progress: Progress) -> Document:
@@ -153,9 +178,9 @@ def _mqar(document: Document) -> str:
 
 
 def _speed(document: Document) -> str:
-    rows = [[r["way"], f"{r['tokens']:,}", f"{r['latency_p50']:.0f}", spread(r["speedup"])] for r in document["speed"]]
-    text = f"Prefill ({_said(document, 'speed')}), {document['speed'][0]['threads']} threads:"
-    return f"{text}\n\n{markdown_table(rows, ['way', 'tokens', 'latency p50, ms', 'times dense (SDPA)'])}"
+    rows = [[r["way"], r["pass"], f"{r['tokens']:,}", f"{r['latency_p50']:,.0f}", spread(r["speedup"])] for r in document["speed"]]
+    text = f"Reading a prompt, and one step of the decoder after it ({_said(document, 'speed')}), {document['speed'][0]['threads']} threads:"
+    return f"{text}\n\n{markdown_table(rows, ['way', 'pass', 'tokens', 'latency p50, ms', 'times dense (SDPA)'])}"
 
 
 def arguments() -> argparse.ArgumentParser:

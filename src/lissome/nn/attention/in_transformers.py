@@ -22,7 +22,7 @@ from lissome.nn.attention import masks
 from lissome.nn.attention.attend import attend
 from lissome.nn.attention.learned import FILE, attach, load_indexers, scorers
 from lissome.nn.attention.past import Past, past_of
-from lissome.nn.attention.patterns import Pattern, select
+from lissome.nn.attention.patterns import Pattern
 from lissome.nn.attention.sight import Sight
 from lissome.nn.attention.steps import selected
 from lissome.nn.attention.written import parse

@@ -29,7 +29,7 @@ class Sight:
     heads: of the queries; those of q, where it is given. causal: whether the future is hidden. first: [batch, heads, dim], the query that stands first in
     the tile of the first one, where `q` begins inside a tile. known: what was worked out of earlier keys, by name (`of_keys`); None where nothing is kept.
     shown: what the patterns to the left of a `|` show already. documents: [1 or batch, keys] int, the document of each key, negative for padding. indexer,
-    importance: the layer's own learned scorers.
+    importance: the layer's own learned scorers. ahead: how many of the last keys are not there yet.
 
     Raises BadTensor where these do not fit each other.
     """
@@ -45,6 +45,7 @@ class Sight:
     known: dict[Hashable, Any] | None = None
     shown: Selection | None = None
     documents: torch.Tensor | None = None
+    ahead: int = 0
     indexer: Callable[[torch.Tensor, Sight], torch.Tensor] | None = None
     importance: Callable[[torch.Tensor, Sight], torch.Tensor] | None = None
 
@@ -89,7 +90,7 @@ class Sight:
         if self.known is None:
             return make(k, present)
         done: torch.Tensor | None = self.known.get(name)
-        begin, end = 0 if done is None else done.shape[2] * every, self.keys // every * every
+        begin, end = 0 if done is None else done.shape[2] * every, (self.keys - self.ahead) // every * every
         if done is None or end > begin:
             with torch.no_grad():
                 new = make(k[:, :, begin:end], None if present is None else present[:, begin:end])
