@@ -53,7 +53,7 @@ def speed(folder: Path, patterns: Ways, length: int, rounds: int, progress: Prog
     for name in (DENSE, OURS):
         model: Any = attending(load_model(str(folder)).module, patterns[name])
         read[name] = torch.inference_mode()(lambda model=model: hidden_states(model.model, {"input_ids": text}))
-        write[name] = torch.inference_mode()(steps(model.model, text))
+        write[name] = torch.inference_mode()(steps(model.model, text[:, : length - (rounds + 1) * STEPS]))  # within its positions
     progress.stage(f"prefill of {length} tokens", rounds + 1)
     times = {"prefill": timed(read, rounds, progress)}
     progress.stage(f"steps after {length} tokens", rounds + 1)

@@ -97,7 +97,8 @@ def test_a_model_loaded_with_its_patterns_keeps_from_its_first_call_on(tmp_path)
 @torch.no_grad()
 def test_a_step_reads_no_block_again(monkeypatch):
     model, given, lengths = sharp(PATTERNS[0]), ids(330), []
-    monkeypatch.setattr(chosen, "pooled", lambda keys, present, own=chosen.pooled: (lengths.append(keys.shape[2]), own(keys, present))[1])
+    own = chosen.pooled
+    monkeypatch.setattr(chosen, "pooled", lambda keys, *more: (lengths.append(keys.shape[2]), own(keys, *more))[1])
     cache = DynamicCache()
     model(given[:, :310], past_key_values=cache)
     for at in range(310, 330):
