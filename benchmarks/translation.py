@@ -1,6 +1,6 @@
 """Translation from English to German with sparse attention against dense, trained alike, on the message catalogues of Debian packages.
 
-    python benchmarks/translation.py [--json] [--write docs/benchmarks.md] [--messages 6000] [--steps 600] [--tokens 512] [--window 64] [--globals 8]
+    python benchmarks/translation.py [--json] [--write docs/benchmarks.md] [--messages 6000] [--steps 300] [--tokens 512] [--window 64] [--globals 8]
         [--width 256] [--layers 3] [--vocabulary 4096] [--documents 200] [--lengths 512 1024 2048 4096] [--rounds 7]
 
 An encoder-decoder learns single messages of up to `--window` tokens first: there a window shows everything, both ways are the same model, and it is trained
@@ -245,7 +245,7 @@ def main() -> None:
     """Run, print, and write the tables into the docs when asked."""
     parser = options(__doc__, "translation")
     parser.add_argument("--messages", type=int, default=6000, help="updates on single messages, which both ways share")
-    parser.add_argument("--steps", type=int, default=600, help="updates of each way on documents")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each way on documents")
     parser.add_argument("--tokens", type=int, default=512, help="of a document, a side")
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--globals", type=int, default=8)
