@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[10240, 16384])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train-length", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
 
