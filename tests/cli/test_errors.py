@@ -288,6 +288,7 @@ def test_the_command_line_is_frozen():
             "--confidence",
             "--epochs",
             "--examples",
+            "--fit-steps",
             "--json",
             "--keep",
             "--lr",
