@@ -184,7 +184,9 @@ def test_parts_after_one_another_are_the_whole(bits):
         found = parted.part(2, 3).step(tokens, slots, places, places, begin=states)
         assert np.array_equal(found, expected) and parted.keys.tolist() == whole.keys.tolist()
         head = chosen_rows(weights.head, [7, 3, 250])
-        assert np.array_equal(parted.part(2, 3, head).step(tokens, slots, places, places, begin=states), expected[:, [7, 3, 250]])
+        some = parted.part(2, 3, head).step(tokens, slots, places, places, begin=states)
+        close = 0 if isinstance(whole, Decoder) else 1e-5  # a product of another width may be summed in another order by numpy
+        np.testing.assert_allclose(some, expected[:, [7, 3, 250]], rtol=close, atol=close)
     with pytest.raises(BadInput, match="are not those of 20 rows"):
         Decoder(weights, 1, 32, Pool(1)).step(tokens, slots, places, places, begin=states[:3])
 
