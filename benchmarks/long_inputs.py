@@ -2,9 +2,9 @@
 
     python benchmarks/long_inputs.py [--parts recall perplexity passkey mqar speed] [--json] [--write docs/attention.md] [--out runs/long.json]
 
-Ways: dense, window alone, and window + sink + the best blocks by lot, by their mean key, by what the first query of a tile pays them (ours), and by an
-oracle that computes all pairs; `--way NAME=PATTERN` adds one. All but dense show a query the same number of keys. --out keeps the parts' figures in a file
-that later runs add to and write from, so that parts can run one at a time.
+Ways: dense, window alone, and window + sink + the best blocks by lot, by their mean key, by what the first query of a tile pays them (ours: "leading query"),
+and by an oracle that computes all pairs; `--way NAME=PATTERN` adds one. All but dense show a query the same number of keys. --out keeps the parts' figures in
+a file that later runs add to and write from, so that parts can run one at a time.
 
 JSON schema (--json): {"machine": str, "cpu": str, "created": ISO date, "versions": {package: version}, "settings": {option: value}, and a list for each part
 that ran: "recall": [{"way", "tokens", "texts", "kept", "worst", "of_oracle"}] (shares), "perplexity": [{"name", "way", "from", "to", "texts", "perplexity",
