@@ -41,7 +41,7 @@ WAYS = {
     "multi-scale 32, 64, 128 + CLS": "multi_scale(32, 64, 128) | sink(1) | from_first(1)",
 }
 LOCAL = {"window 64 alone": "window(64)"}
-BATCH = 16
+BATCH = 8
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 256}
 
 
@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=["speed", "accuracy"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[10240, 16384])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--train-length", type=int, default=640)
-    parser.add_argument("--steps", type=int, default=140)
+    parser.add_argument("--train-length", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
 

@@ -133,7 +133,9 @@ def roberta():
 
 
 @pytest.mark.parametrize(
-    ("make", "places", "who"), [(llama, 512, "LlamaModel"), (bert, 512, "BertModel"), (roberta, 128, "RobertaModel"), (gpt2, 64, "GPT2Model")], ids=str
+    ("make", "places", "who"),
+    [(llama, 512, "LlamaModel"), (bert, 512, "BertModel"), (roberta, 128, "RobertaModel"), (gpt2, 64, "GPT2Model")],
+    ids=lambda one: getattr(one, "__name__", one),
 )
 @torch.no_grad()
 def test_more_tokens_than_positions_are_refused(make, places, who):
