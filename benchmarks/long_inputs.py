@@ -39,8 +39,6 @@ from long_ways import DENSE, OURS, Ways, attending, ways
 from publishing import Document, made_on, on, options, publish, spread
 
 PARTS = ("recall", "perplexity", "passkey", "mqar", "speed")
-
-
 STEPS = 20
 """Steps of a decoder that are timed together."""
 

@@ -13,8 +13,7 @@ from lissome.train.config import TrainConfig
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 """Shares of zeros that every layer's threshold is set for, from safe to bold: written down here before any loss is seen."""
 BOLDER = (0.0, 0.03, 0.06)
-"""The same for a model that was trained for a share, as differences from it. Fewer zeros are no safer: it has not learned
-with them."""
+"""The same for a model that was trained for a share, as differences from it. Fewer zeros are no safer: it has not learned with them."""
 
 
 class ActivationConfig(Config):

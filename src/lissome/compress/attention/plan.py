@@ -15,10 +15,10 @@ from lissome.compress.batches import forward
 from lissome.core.errors import BadConfig, BadModel
 from lissome.core.progress import Progress, Silent
 from lissome.kernels.attention.selection import TILE
-from lissome.nn.attention.importance import TokensAbove, TopTokens
 from lissome.nn.attention.in_transformers import listening
 from lissome.nn.attention.mass import seen, softmax_rows
-from lissome.nn.attention.patterns import Pattern, Sight, Tokens, Union, Within, select, still
+from lissome.nn.attention.patterns import Pattern, Sight, select, still
+from lissome.nn.attention.steps import in_blocks
 from lissome.nn.attention.written import parse
 
 DENSE = "everything()"
@@ -145,7 +145,7 @@ def chosen_for(table: Table, tau: float) -> list[list[int]]:
 
     Global tokens are one set for all heads of a layer: such a candidate is taken by all of them or by none, whichever is cheaper.
     """
-    whole = {at for at, text in enumerate(table.candidates) if _for_all_heads(parse(text))}
+    whole = {at for at, text in enumerate(table.candidates) if not in_blocks(parse(text))}
     found = []
     for kept, share in zip(table.kept, table.share, strict=True):
         heads = _cheapest(kept, share, tau, set())
@@ -163,15 +163,6 @@ def _cheapest(kept: list[list[float]], share: list[list[float]], tau: float, wit
         fitting = [at for at in range(len(k)) if (k[at] >= tau and tau < 1 and at not in without) or at == len(k) - 1]
         heads.append(min(fitting, key=lambda at: (s[at], -k[at])))
     return heads
-
-
-def _for_all_heads(pattern: Pattern) -> bool:
-    """Whether a pattern shows global tokens, so that heads of one layer cannot mix it with others."""
-    if isinstance(pattern, Union):
-        return _for_all_heads(pattern.left) or _for_all_heads(pattern.right)
-    if isinstance(pattern, Within):
-        return _for_all_heads(pattern.pattern)
-    return isinstance(pattern, Tokens | TopTokens | TokensAbove)
 
 
 def plan_for(table: Table, tau: float) -> Plan:
